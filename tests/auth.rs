@@ -248,7 +248,7 @@ fn a_reload_reads_the_users_again() {
     let (mut stays, _) = opened(&server, "/echo", &basic("ann:old"));
     file(&dir, "users", "ann:plain\n");
     server.signal(Signal::SIGHUP);
-    server.says("make it anew with: htpasswd -B FILE USER");
+    server.says("create one with: htpasswd -B FILE USER");
     opened(&server, "/echo", &basic("ann:old"));
     file(&dir, "users", &user("ann", "new", 4));
     server.signal(Signal::SIGHUP);

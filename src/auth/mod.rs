@@ -1,6 +1,5 @@
-//! Authentication of a client by what its request carries: a password (RFC 7617) or a bearer token (RFC 6750, RFC 7519). Reads no
-//! file, keeps no connection, and waits for nothing: a password whose hash takes long to compute becomes a [`Check`],
-//! which the caller runs on a thread of its own.
+//! Authentication of a request by a password (RFC 7617) or a bearer token (RFC 6750, RFC 7519). It reads no files and does
+//! not block: a password with a slow hash becomes a [`Check`], which the caller runs on another thread.
 
 mod passwords;
 mod recent;
@@ -16,13 +15,13 @@ pub use passwords::{Check, Passwords};
 pub use recent::{Proof, Recent};
 pub use tokens::{TokenRules, Tokens};
 
-/// Longest name of a user; bytes. As in htpasswd, and of `sub` in OpenID Connect.
+/// Maximum bytes of a user name, as in htpasswd, and of `sub` in OpenID Connect.
 pub const MAX_USER: usize = 255;
 
-/// What a client must prove, and how it may. At least one of the ways is there.
+/// How clients authenticate: with passwords, tokens, or either; at least one is configured.
 #[derive(Debug, PartialEq)]
 pub struct Policy {
-    /// Named in the challenge: printable ASCII without quotes and backslashes.
+    /// Realm of the challenge: printable ASCII without quotes and backslashes.
     pub realm: String,
     /// Users with passwords.
     pub passwords: Option<Passwords>,
@@ -30,33 +29,33 @@ pub struct Policy {
     pub tokens: Option<Tokens>,
 }
 
-/// Which clients have to authenticate themselves.
+/// Which requests must be authenticated.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Authentication {
-    /// All who ask for anything, unless its handler says otherwise.
+    /// All requests, except those for handlers with a policy of their own.
     pub all: Option<Arc<Policy>>,
-    /// By resource of a handler; `None`: nobody.
+    /// By resource of a handler; `None`: no authentication.
     pub of: BTreeMap<String, Option<Arc<Policy>>>,
-    /// Failed attempts of an address in a minute; further ones wait for the next. 0: no limit.
+    /// Maximum failed attempts of an address per minute; further ones are refused until the next. 0: unlimited.
     pub failures: u32,
 }
 
 impl Authentication {
-    /// What is asked of those who ask for this handler.
+    /// The policy for requests for this handler.
     pub fn of(&self, resource: &str) -> Option<&Arc<Policy>> {
         self.of.get(resource).unwrap_or(&self.all).as_ref()
     }
 }
 
-/// A name that was proved: 1 to [`MAX_USER`] bytes without control characters.
+/// A user name: 1 to [`MAX_USER`] bytes without control characters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User(Box<str>);
 
 impl User {
-    /// `None` if it is no name for a user.
+    /// `None`: not a valid name.
     pub fn new(name: &str) -> Option<Self> {
-        let is_fit = (1..=MAX_USER).contains(&name.len()) && !name.contains(char::is_control);
-        is_fit.then(|| Self(name.into()))
+        let is_valid = (1..=MAX_USER).contains(&name.len()) && !name.contains(char::is_control);
+        is_valid.then(|| Self(name.into()))
     }
 
     /// The name.
@@ -65,32 +64,32 @@ impl User {
     }
 }
 
-/// What is known of a client after a look at its request.
+/// Result of the authentication of a request.
 #[derive(Debug)]
 pub enum Outcome {
-    /// It is this user.
+    /// Authenticated.
     User(User),
-    /// It is not known until this was run.
+    /// Known only after this check was run.
     Check(Check),
-    /// It proved nothing.
+    /// Refused.
     Denied(Denied),
 }
 
-/// Why a client is asked to prove who it is.
+/// Why a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Denied {
-    /// It did not try.
+    /// It has no credentials.
     Missing,
-    /// Not in a way that is allowed here.
+    /// Its credentials are malformed, or of a kind that is not accepted.
     Malformed(&'static str),
-    /// User and password are wrong.
+    /// Wrong user or password.
     Password,
-    /// The token is wrong.
+    /// Invalid token.
     Token(&'static str),
 }
 
 impl Denied {
-    /// For the log and the body of the answer, which do not tell whether there is such a user.
+    /// The reason, for the log and the response. It does not reveal whether the user exists.
     pub fn why(self) -> &'static str {
         match self {
             Denied::Missing => "credentials are required",
@@ -99,14 +98,14 @@ impl Denied {
         }
     }
 
-    /// Whether somebody has tried, and may be guessing.
+    /// Whether it counts as a failed attempt, which may be a guess.
     pub fn is_attempt(self) -> bool {
         self != Denied::Missing
     }
 }
 
 impl Policy {
-    /// Whoever sends this request.
+    /// Authenticates a request.
     pub fn authenticate(&self, head: &Head) -> Outcome {
         let mut values = head.header_all("authorization");
         let value = values.next();
@@ -122,11 +121,11 @@ impl Policy {
         let Some(value) = value else { return Outcome::Denied(Denied::Missing) };
         match (&self.passwords, after_scheme(value, "Basic")) {
             (Some(passwords), Some(credentials)) => passwords.verify(credentials),
-            _ => Outcome::Denied(Denied::Malformed("Authorization is of a kind that is not accepted here")),
+            _ => Outcome::Denied(Denied::Malformed("this kind of Authorization is not accepted here")),
         }
     }
 
-    /// Path and query of a request, without the parameter that holds a token.
+    /// Path and query of a request, without its token.
     pub fn resource<'a>(&self, head: &'a Head) -> Cow<'a, str> {
         self.tokens.as_ref().map_or(head.resource().into(), |tokens| tokens.hide(head.resource()))
     }
@@ -136,7 +135,7 @@ impl Policy {
         self.tokens.as_ref().is_some_and(|tokens| tokens.is_token(protocol))
     }
 
-    /// The fields of a 401 (RFC 9110 section 11.6.1).
+    /// The challenges of a 401 (RFC 9110 section 11.6.1).
     pub fn challenge(&self, denied: Denied) -> Vec<(&'static str, String)> {
         const FIELD: &str = "WWW-Authenticate";
         let mut fields = Vec::new();
@@ -155,7 +154,7 @@ impl Policy {
     }
 }
 
-/// What follows this scheme in a value of Authorization; schemes are case-insensitive (RFC 9110 section 11.1).
+/// The credentials after this scheme in Authorization; schemes are case-insensitive (RFC 9110 section 11.1).
 fn after_scheme<'a>(value: &'a [u8], scheme: &str) -> Option<&'a [u8]> {
     let (name, rest) = value.split_at_checked(scheme.len())?;
     let is_same = name.eq_ignore_ascii_case(scheme.as_bytes()) && rest.starts_with(b" ");
@@ -168,7 +167,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::proto::http1::head::{HeadLimits, Parsed, parse};
 
-    /// A request with these lines after the first.
+    /// A request with these header lines.
     pub fn head(target: &str, lines: &str) -> Head {
         let text = format!("GET {target} HTTP/1.1\r\nHost: a\r\n{lines}\r\n");
         match parse(text.as_bytes(), &HeadLimits { bytes: 16_384, headers: 100 }) {
@@ -205,7 +204,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn who_does_not_try_is_asked_and_who_tries_in_another_way_is_denied() {
+    fn missing_and_other_credentials_are_denied() {
         let policy = policy();
         assert_eq!(denied(&policy, ""), Denied::Missing);
         for lines in [
@@ -220,7 +219,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn names_of_users() {
+    fn user_names() {
         assert!(User::new("a").is_some() && User::new(&"ä".repeat(127)).is_some());
         for name in ["", "a\0", "a\r\nb", &"a".repeat(256)] {
             assert_eq!(User::new(name), None, "{name:?}");

@@ -1,7 +1,7 @@
 //! Users and their passwords: one credential of the configuration, or the lines of an htpasswd file.
 //!
-//! Hashes are bcrypt and SHA-crypt, which take long on purpose; those that do not (MD5, SHA-1, DES, plain text) are
-//! refused when the file is read. A user who is not known takes as long as one who is.
+//! Hashes are bcrypt or SHA-crypt, which are slow by design; fast ones (MD5, SHA-1, DES) and plain text are refused when the
+//! file is read. Checking an unknown user takes as long as checking a known one.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,11 +14,11 @@ use subtle::ConstantTimeEq;
 
 use super::{Denied, Outcome, User};
 
-/// Longest password; bytes. SHA-crypt takes longer for longer ones.
+/// Maximum bytes of a password: the time of SHA-crypt grows with them.
 const MAX_PASSWORD: usize = 256;
-/// Highest cost of bcrypt: about a second.
+/// Maximum cost of bcrypt: about a second.
 const MAX_COST: u32 = 14;
-/// Most rounds of SHA-crypt: about a second.
+/// Maximum rounds of SHA-crypt: about a second.
 const MAX_ROUNDS: u32 = 1_000_000;
 
 /// Users by name; never empty.
@@ -28,18 +28,18 @@ pub struct Passwords(BTreeMap<String, Secret>);
 /// What a password is compared with.
 #[derive(Clone, PartialEq, Eq)]
 enum Secret {
-    /// SHA-256 of a password that stands in the configuration: compared at once.
+    /// SHA-256 of a password in the configuration: fast to compare.
     Digest([u8; 32]),
     Bcrypt(String),
     ShaCrypt(String),
 }
 
-/// A password that is still to be compared. Takes up to a second.
+/// A password to be checked, which takes up to a second.
 pub struct Check {
     user: User,
     password: Box<[u8]>,
     secret: Secret,
-    /// False: the secret is another's.
+    /// False: the user is unknown, and the secret that of another user.
     is_known: bool,
 }
 
@@ -55,7 +55,7 @@ impl Passwords {
         Ok(Self([(user.to_owned(), Secret::Digest(Sha256::digest(password).into()))].into()))
     }
 
-    /// The lines `user:hash` of an htpasswd file; empty ones and comments (#) are skipped. The error names the line.
+    /// Parses an htpasswd file: lines `user:hash`, empty lines and comments (#). The error names the line.
     pub fn of_file(text: &str) -> Result<Self, String> {
         let mut users = BTreeMap::new();
         for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| !is_blank(line)) {
@@ -65,22 +65,22 @@ impl Passwords {
             User::new(name).ok_or_else(|| wrong("expected a user of 1 to 255 bytes".into()))?;
             let secret = Secret::parse(hash).map_err(|what| wrong(format!("user {name}: {what}")))?;
             if users.insert(name.to_owned(), secret).is_some() {
-                return Err(wrong(format!("user {name} again")));
+                return Err(wrong(format!("duplicate user {name}")));
             }
         }
         match users.is_empty() {
-            true => Err("expected a line user:hash at least".to_owned()),
+            true => Err("expected at least one line user:hash".to_owned()),
             false => Ok(Self(users)),
         }
     }
 
-    /// The users of both; `other` counts where both have one.
+    /// The users of both; if both have a user, that of `other`.
     pub fn with(mut self, other: Self) -> Self {
         self.0.extend(other.0);
         self
     }
 
-    /// What `credentials`, which is base64 of `user:password`, proves.
+    /// Verifies `credentials`, base64 of `user:password`.
     pub fn verify(&self, credentials: &[u8]) -> Outcome {
         const MALFORMED: Denied = Denied::Malformed("malformed Basic credentials");
         let decoded = STANDARD.decode(credentials).ok();
@@ -108,7 +108,7 @@ impl Passwords {
         }
     }
 
-    /// What the password of a user who is not known is compared with: what takes longest.
+    /// The secret that the password of an unknown user is compared with: one of those that take longest.
     fn stand_in(&self) -> Option<&Secret> {
         self.0.values().max_by_key(|secret| matches!(secret, Secret::Bcrypt(_) | Secret::ShaCrypt(_)))
     }
@@ -116,7 +116,7 @@ impl Passwords {
 
 impl Secret {
     fn parse(hash: &str) -> Result<Self, String> {
-        const ANEW: &str = "make it anew with: htpasswd -B FILE USER";
+        const CREATE: &str = "create one with: htpasswd -B FILE USER";
         if let Some(kind) = ["$2a$", "$2b$", "$2y$"].into_iter().find(|kind| hash.starts_with(kind)) {
             let parts: bcrypt::HashParts =
                 hash.parse().map_err(|_| format!("malformed bcrypt hash ({kind})"))?;
@@ -134,7 +134,7 @@ impl Secret {
             _ if hash.starts_with("{SHA}") => "SHA-1 without salt",
             _ => "plain text or an unknown hash",
         };
-        Err(format!("expected bcrypt ($2y$) or SHA-crypt ($5$, $6$), not {kind}; {ANEW}"))
+        Err(format!("expected bcrypt ($2y$) or SHA-crypt ($5$, $6$), not {kind}; {CREATE}"))
     }
 
     fn sha_crypt(hash: &str) -> Result<Self, String> {
@@ -167,12 +167,12 @@ impl Secret {
 }
 
 impl Check {
-    /// Whose password it is.
+    /// The user to be authenticated.
     pub fn user(&self) -> &User {
         &self.user
     }
 
-    /// What makes it this check and no other.
+    /// What identifies this check: user, password and secret.
     pub(super) fn parts(&self) -> [&[u8]; 3] {
         let secret: &[u8] = match &self.secret {
             Secret::Digest(digest) => digest,
@@ -181,7 +181,7 @@ impl Check {
         [self.user.name().as_bytes(), &self.password, secret]
     }
 
-    /// Compares, which takes the time that the hash was made to take.
+    /// Hashes and compares the password; slow.
     pub fn run(self) -> Outcome {
         let is_same = match &self.secret {
             Secret::Digest(digest) => Sha256::digest(&self.password)[..].ct_eq(digest).into(),
@@ -218,7 +218,7 @@ fn is_blank(line: &str) -> bool {
 mod tests {
     use super::*;
 
-    /// Made by others: bcrypt is the example of httpd's documentation, SHA-crypt is of openssl-passwd(1) and crypt(3).
+    /// Created by other programs: bcrypt from httpd's documentation, SHA-crypt with openssl-passwd(1) and crypt(3).
     const FILE: &str = "# users\n\
         \n\
         bea:$2y$05$c4WoMPo3SXsafkva.HHa6uXQZWr7oboPiC2bT/r7q1BB8I2s0BRqC\n\
@@ -226,7 +226,7 @@ mod tests {
         joe:$6$rounds=1000$salt$NA9Kv1V.XTkPrW0i0xqZq4c1kgYTOA46HQ./mO5C/2LyvuZ9FknTLTQo8hGZvxrnk3WsvCBiOVghHfjFhPRWv.\n\
         sam:$6$saltstring$ET0yFcPJ231DnF6Kw86Loj/QU5T/4a4TbCXIAxs1oXEubslPAFJO/uAbdmSIuPrrgz5YncoabuHSrz4z.RJjq0\n";
 
-    /// Whether the check is slow, and who was found.
+    /// Whether the check is slow, and the user.
     fn verify(passwords: &Passwords, credentials: &str) -> (bool, Option<String>) {
         let (is_slow, outcome) = match passwords.verify(STANDARD.encode(credentials).as_bytes()) {
             Outcome::Check(check) => (true, check.run()),
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn hashes_that_other_programs_have_made() {
+    fn hashes_of_other_programs() {
         let passwords = Passwords::of_file(FILE).unwrap();
         for (user, password) in [("bea", "myPassword"), ("eve", "eve!"), ("joe", "joe!"), ("sam", "joe!")] {
             assert_eq!(verify(&passwords, &format!("{user}:{password}")), (true, Some(user.to_owned())));
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_who_is_not_known_takes_as_long_as_one_who_is() {
+    fn an_unknown_user_takes_as_long_as_a_known_one() {
         let file = Passwords::of_file(FILE).unwrap();
         let both = file.with(Passwords::of_credential("ann:secret").unwrap());
         assert_eq!(verify(&both, "ann:secret"), (false, Some("ann".to_owned())));
@@ -280,11 +280,11 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_are_wrong() {
-        let anew = "; make it anew with: htpasswd -B FILE USER";
+    fn malformed_lines() {
+        let create = "; create one with: htpasswd -B FILE USER";
         for (text, expected) in [
-            ("", "expected a line user:hash at least".to_owned()),
-            ("# nobody\n", "expected a line user:hash at least".to_owned()),
+            ("", "expected at least one line user:hash".to_owned()),
+            ("# nobody\n", "expected at least one line user:hash".to_owned()),
             ("\nann\n", "line 2: expected user:hash".to_owned()),
             (":$2y$", "line 1: expected a user of 1 to 255 bytes".to_owned()),
             ("a:$2y$05$abc", "line 1: user a: malformed bcrypt hash ($2y$)".to_owned()),
@@ -299,24 +299,24 @@ mod tests {
             ),
             (
                 "a:$apr1$r31.....$HqJZimcKQFAMYayBlzkrA/",
-                format!("line 1: user a: expected bcrypt ($2y$) or SHA-crypt ($5$, $6$), not MD5{anew}"),
+                format!("line 1: user a: expected bcrypt ($2y$) or SHA-crypt ($5$, $6$), not MD5{create}"),
             ),
             (
                 "a:{SHA}W6ph5Mm5Pz8GgiULbPgzG37mj9g=",
                 format!(
-                    "line 1: user a: expected bcrypt ($2y$) or SHA-crypt ($5$, $6$), not SHA-1 without salt{anew}"
+                    "line 1: user a: expected bcrypt ($2y$) or SHA-crypt ($5$, $6$), not SHA-1 without salt{create}"
                 ),
             ),
             (
                 "a:secret",
                 format!(
-                    "line 1: user a: expected bcrypt ($2y$) or SHA-crypt ($5$, $6$), not plain text or an unknown hash{anew}"
+                    "line 1: user a: expected bcrypt ($2y$) or SHA-crypt ($5$, $6$), not plain text or an unknown hash{create}"
                 ),
             ),
         ] {
             assert_eq!(Passwords::of_file(text).unwrap_err(), expected, "{text}");
         }
         let twice = "a:$5$salt$bZDmhjddzzMv6QiMvpMRtPoB6YiC0flGPEs/yYlKFH2\n".repeat(2);
-        assert_eq!(Passwords::of_file(&twice).unwrap_err(), "line 2: user a again");
+        assert_eq!(Passwords::of_file(&twice).unwrap_err(), "line 2: duplicate user a");
     }
 }

@@ -1,5 +1,5 @@
-//! Passwords that were right a moment ago, so that not every request of a client waits for their hash. None of them is kept:
-//! a keyed hash of user, password and what it was compared with stands for it.
+//! A cache of passwords that were verified recently, so that not every request of a client has to compute a slow hash. It
+//! holds no passwords, but a keyed hash of user, password and secret.
 
 use std::collections::VecDeque;
 use std::io;
@@ -11,32 +11,32 @@ use ring::rand::SystemRandom;
 use super::passwords::Check;
 use crate::time::Instant;
 
-/// How long a password need not be compared again.
-const FRESH: Duration = Duration::from_secs(60);
-/// How many are known; the oldest makes way.
-const MOST: usize = 1024;
+/// Lifetime of an entry.
+const LIFETIME: Duration = Duration::from_secs(60);
+/// Maximum number of entries; one more replaces the oldest.
+const MAX_ENTRIES: usize = 1024;
 
-/// Stands for a user with a password.
+/// The keyed hash of a verified password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Proof([u8; 32]);
 
-/// Passwords that were right a moment ago.
+/// See the module.
 pub struct Recent {
-    /// Of this process.
+    /// Random; of this process only.
     key: hmac::Key,
-    /// With the end of their time, the oldest first; at most [`MOST`].
+    /// With their expiry, oldest first; at most [`MAX_ENTRIES`].
     proofs: VecDeque<(Instant, Proof)>,
 }
 
 impl Recent {
-    /// Knows none.
+    /// An empty cache.
     pub fn new() -> io::Result<Self> {
         let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new());
-        let key = key.map_err(|_| io::Error::other("no random numbers"))?;
+        let key = key.map_err(|_| io::Error::other("cannot get random bytes"))?;
         Ok(Self { key, proofs: VecDeque::new() })
     }
 
-    /// What stands for the password of this check.
+    /// The keyed hash of this check.
     pub fn proof(&self, check: &Check) -> Proof {
         let mut context = hmac::Context::with_key(&self.key);
         for part in check.parts() {
@@ -48,20 +48,20 @@ impl Recent {
         Proof(proof)
     }
 
-    /// It was right.
+    /// Adds the proof of a password that was right.
     pub fn add(&mut self, proof: Proof, now: Instant) {
-        if self.proofs.len() == MOST {
+        if self.proofs.len() == MAX_ENTRIES {
             self.proofs.pop_front();
         }
-        self.proofs.push_back((now + FRESH, proof));
+        self.proofs.push_back((now + LIFETIME, proof));
     }
 
-    /// Whether it was right lately.
-    pub fn knows(&mut self, proof: Proof, now: Instant) -> bool {
+    /// Whether this proof was added recently.
+    pub fn contains(&mut self, proof: Proof, now: Instant) -> bool {
         while self.proofs.front().is_some_and(|(end, _)| *end <= now) {
             self.proofs.pop_front();
         }
-        // What is found is a hash that nobody else can compute: its comparison tells nothing.
+        // No constant-time comparison: without the key, nobody can choose the hash.
         self.proofs.iter().any(|(_, known)| *known == proof)
     }
 }
@@ -86,33 +86,33 @@ mod tests {
     #[test]
     fn a_password_is_known_for_a_minute_with_its_user_and_hash() {
         const HASH: &str = "$5$salt$bZDmhjddzzMv6QiMvpMRtPoB6YiC0flGPEs/yYlKFH2";
-        let (mut recent, now) = (Recent::new().unwrap(), Instant::default() + FRESH);
+        let (mut recent, now) = (Recent::new().unwrap(), Instant::default() + LIFETIME);
         let right = recent.proof(&check(HASH, "ann:eve!"));
-        assert!(!recent.knows(right, now));
+        assert!(!recent.contains(right, now));
         recent.add(right, now);
         let other = "$5$other$bZDmhjddzzMv6QiMvpMRtPoB6YiC0flGPEs/yYlKFH2";
         for (hash, credentials) in
             [(HASH, "ann:eve"), (HASH, "bob:eve!"), (HASH, "nobody:eve!"), (other, "ann:eve!")]
         {
             let wrong = recent.proof(&check(hash, credentials));
-            assert!(!recent.knows(wrong, now), "{hash} {credentials}");
+            assert!(!recent.contains(wrong, now), "{hash} {credentials}");
         }
         assert_ne!(
             Recent::new().unwrap().proof(&check(HASH, "ann:eve!")),
             right,
             "the key of another process"
         );
-        assert!(recent.knows(right, now + FRESH * 9 / 10));
-        assert!(!recent.knows(right, now + FRESH));
+        assert!(recent.contains(right, now + LIFETIME * 9 / 10));
+        assert!(!recent.contains(right, now + LIFETIME));
     }
 
     #[test]
-    fn the_oldest_makes_way() {
+    fn the_oldest_entry_is_replaced() {
         let (mut recent, now) = (Recent::new().unwrap(), Instant::default());
         let proof = |number: usize| Proof([(number % 251) as u8; 32]);
-        (0..=MOST).for_each(|_| recent.add(proof(0), now));
+        (0..=MAX_ENTRIES).for_each(|_| recent.add(proof(0), now));
         recent.add(proof(1), now);
-        assert_eq!(recent.proofs.len(), MOST);
-        assert!(recent.knows(proof(1), now));
+        assert_eq!(recent.proofs.len(), MAX_ENTRIES);
+        assert!(recent.contains(proof(1), now));
     }
 }

@@ -1,5 +1,5 @@
-//! Bearer tokens: JWT (RFC 7519) that are signed with HS256, RS256 or ES256. Which of them is fixed by the key: what a
-//! token says of its algorithm is compared with that, never followed.
+//! Bearer tokens: JWT (RFC 7519) signed with HS256, RS256 or ES256. The key determines the algorithm; a token that names
+//! another one is refused.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -19,27 +19,27 @@ use crate::proto::http1::head::Head;
 
 /// RFC 7518 section 3.2: a key of HS256 is at least as long as the hash.
 const MIN_SECRET: usize = 32;
-/// How far clocks may be apart; seconds.
+/// Tolerated difference between clocks; seconds.
 const LEEWAY: u64 = 30;
-/// Of an uncompressed point of P-256.
+/// Bytes of an uncompressed point of P-256.
 const P256_POINT: usize = 65;
-/// Least bytes of an RSA public key in DER: 2048 bits and what is around them.
+/// Minimum bytes of an RSA public key in DER: a modulus of 2048 bits and its encoding.
 const RSA_KEY: usize = 265;
 
-/// What is expected of a token beside its signature and its time.
+/// What is required of a token besides its signature and time, and where it may be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TokenRules {
-    /// It is from one of these; empty: from anybody who has the key.
+    /// Accepted issuers; empty: any.
     pub issuers: Vec<String>,
-    /// It is for one of these; empty: it names no audience.
+    /// Accepted audiences; empty: only tokens without an audience.
     pub audiences: Vec<String>,
-    /// The query parameter that may hold it.
+    /// Query parameter that may hold the token.
     pub query: Option<String>,
-    /// What an offered subprotocol begins with that holds it.
+    /// Prefix of an offered subprotocol that holds the token.
     pub protocol: Option<String>,
 }
 
-/// Which tokens are accepted, and where they are looked for beside Authorization.
+/// Finds tokens in requests, and verifies them.
 pub struct Tokens {
     key: DecodingKey,
     validation: Validation,
@@ -48,17 +48,17 @@ pub struct Tokens {
     digest: [u8; 32],
 }
 
-/// The one claim that is used here; the others are checked by the library.
+/// The claim that is used here; the library checks the others.
 #[derive(Deserialize)]
 struct Subject {
     sub: String,
 }
 
 impl Tokens {
-    /// Tokens that are signed with the key in this file: a PEM public key (RSA: RS256, P-256: ES256), or else a secret
-    /// (HS256), without the line end at its end. The error says what was expected.
+    /// Accepts tokens signed with the key in this file: a PEM public key (RSA: RS256, P-256: ES256), or else a secret
+    /// (HS256), whose trailing line end is removed. The error says what was expected.
     pub fn new(file: &[u8], rules: TokenRules) -> Result<Self, &'static str> {
-        let _ = PROVIDER.install_default(); // it is there already
+        let _ = PROVIDER.install_default(); // fails if it is installed already
         let text = String::from_utf8_lossy(file);
         let (key, algorithm) = match text.contains("-----BEGIN ") {
             true => public_key(&text)?,
@@ -80,7 +80,7 @@ impl Tokens {
         Ok(Self { key, validation, rules, digest: Sha256::digest(file).into() })
     }
 
-    /// The token of a request that has none in Authorization: in a subprotocol, which a page can set, or else in the query.
+    /// The token of a request without one in Authorization: in a subprotocol, which a page can set, or else in the query.
     pub fn find<'a>(&self, head: &'a Head) -> Option<&'a [u8]> {
         self.in_protocol(head).or_else(|| self.in_query(head))
     }
@@ -98,7 +98,7 @@ impl Tokens {
         head.query()?.split('&').find_map(|parameter| value_of(parameter, name)).map(str::as_bytes)
     }
 
-    /// A resource without the parameter that holds a token.
+    /// A resource without its token.
     pub fn hide<'a>(&self, resource: &'a str) -> Cow<'a, str> {
         let parts = self.rules.query.as_deref().zip(resource.split_once('?'));
         let Some((name, (path, query))) = parts else { return resource.into() };
@@ -116,17 +116,17 @@ impl Tokens {
         self.rules.protocol.as_deref().is_some_and(|prefix| protocol.starts_with(prefix))
     }
 
-    /// The user that this token names.
+    /// Verifies a token; its subject is the user.
     pub fn verify(&self, token: &[u8]) -> Outcome {
         let header = jsonwebtoken::decode_header(token);
-        // RFC 7515 section 4.1.11: what is critical must be understood.
+        // RFC 7515 section 4.1.11: unknown critical headers make a token invalid.
         if header.is_ok_and(|header| header.crit.is_some()) {
-            return Outcome::Denied(Denied::Token("the token has critical headers that are not known here"));
+            return Outcome::Denied(Denied::Token("the token has unknown critical headers"));
         }
         match decode::<Subject>(token, &self.key, &self.validation) {
             Ok(data) => match User::new(&data.claims.sub) {
                 Some(user) => Outcome::User(user),
-                None => Outcome::Denied(Denied::Token("the subject of the token is no name for a user")),
+                None => Outcome::Denied(Denied::Token("the subject of the token is not a valid user name")),
             },
             Err(error) => Outcome::Denied(Denied::Token(why(&error))),
         }
@@ -198,7 +198,7 @@ impl PartialEq for Tokens {
     }
 }
 
-/// The cryptography that the library uses: ring's, for these algorithms, and only to verify.
+/// The cryptography for the library: ring, for these algorithms, verification only.
 static PROVIDER: CryptoProvider = CryptoProvider {
     signer_factory: |_, _| Err(ErrorKind::UnsupportedAlgorithm.into()),
     verifier_factory: Ring::for_key,
@@ -212,7 +212,7 @@ struct Ring {
 
 impl Ring {
     fn for_key(algorithm: &Algorithm, key: &DecodingKey) -> Result<Box<dyn JwtVerifier>, Error> {
-        // An HMAC with the bytes of a public key as its secret is what an attacker would ask for.
+        // Otherwise an attacker could sign with HMAC, with the public key as the secret.
         if algorithm.family() != key.family() {
             return Err(ErrorKind::InvalidAlgorithm.into());
         }
@@ -253,7 +253,7 @@ mod tests {
     use super::*;
 
     const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
-    /// Made by another library. The tokens: sub "ann", exp 2100, nbf 2023, iss "https://id.example", aud "chat" and "other".
+    /// Created with another library. The tokens: sub "ann", exp 2100, nbf 2023, iss "https://id.example", aud "chat", "other".
     const RSA: &[u8] = include_bytes!("testdata/rsa.pem");
     const RSA_PKCS1: &[u8] = include_bytes!("testdata/rsa_pkcs1.pem");
     const P256: &[u8] = include_bytes!("testdata/p256.pem");
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_that_another_library_has_signed() {
+    fn tokens_signed_by_another_library() {
         for key in [RSA, RSA_PKCS1] {
             assert_eq!(verify(key, rules("https://id.example", "chat"), RS256), Ok("ann".to_owned()));
         }
@@ -310,10 +310,10 @@ mod tests {
     }
 
     #[test]
-    fn the_key_decides_about_the_algorithm() {
+    fn the_key_determines_the_algorithm() {
         let wrong = "the token is signed with another algorithm";
         let claims = format!(r#"{{"sub":"eve","exp":{FAR}}}"#);
-        // The public key as the secret of an HMAC, as everybody could.
+        // Signed with HMAC, with the public key as the secret.
         for key in [RSA, P256] {
             assert_eq!(verify(key, rules("", ""), &token(r#"{"alg":"HS256"}"#, &claims, key)), Err(wrong));
         }
@@ -347,9 +347,12 @@ mod tests {
             (format!(r#"{{"sub":"ann","exp":"{FAR}"}}"#), Err("the token has no expiry (exp)")),
             (
                 format!(r#"{{"sub":"a\nb","exp":{FAR}}}"#),
-                Err("the subject of the token is no name for a user"),
+                Err("the subject of the token is not a valid user name"),
             ),
-            (format!(r#"{{"sub":"","exp":{FAR}}}"#), Err("the subject of the token is no name for a user")),
+            (
+                format!(r#"{{"sub":"","exp":{FAR}}}"#),
+                Err("the subject of the token is not a valid user name"),
+            ),
             ("[]".to_owned(), Err("malformed token")),
         ] {
             let got = verify(SECRET, rules("", ""), &hs256(&claims));
@@ -396,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_are_refused() {
+    fn invalid_keys() {
         let private = "-----BEGIN PRIVATE KEY-----\nMII=\n-----END PRIVATE KEY-----\n";
         for (file, expected) in [
             (&b"short\n"[..], "expected a PEM public key, or a secret of at least 32 bytes"),

@@ -179,7 +179,7 @@ mod tests {
             (
                 "htpasswd = 'DIR/plain'\n",
                 "w.conf:1: htpasswd = 'DIR/plain': line 1: user ann: expected bcrypt ($2y$) or SHA-crypt ($5$, $6$), not \
-                 plain text or an unknown hash; make it anew with: htpasswd -B FILE USER"
+                 plain text or an unknown hash; create one with: htpasswd -B FILE USER"
                     .to_owned(),
             ),
             (

@@ -63,7 +63,7 @@ impl Logins {
     fn look_up(&self, check: &Check) -> Result<User, Proof> {
         let recent = &mut *self.recent.borrow_mut();
         let proof = recent.proof(check);
-        recent.knows(proof, clock::now()).then(|| check.user().clone()).ok_or(proof)
+        recent.contains(proof, clock::now()).then(|| check.user().clone()).ok_or(proof)
     }
 
     /// Has a password compared for a connection of this client; false if there is no room, or no thread.
