@@ -1,43 +1,43 @@
-//! Conditional requests, RFC 9110 13: what the client holds against what is there.
+//! Conditional requests (RFC 9110 13).
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::response::http_date;
 use crate::proto::http1::head::Head;
 
-/// How long after a change a further one might leave the same time stamp.
+/// Resolution of time stamps: two changes within this time may leave the same one.
 const STAMP_GRAIN: Duration = Duration::from_secs(1);
 
-/// What tells one state of a file from another.
+/// The validators of a file: ETag and Last-Modified.
 pub struct Validators {
     /// With quotes, without the `W/` of a weak one.
     tag: String,
     strong: bool,
-    /// In whole seconds, as Last-Modified tells it.
+    /// In whole seconds, like Last-Modified.
     modified: SystemTime,
 }
 
-/// What to do with the request.
+/// Result of the preconditions of a request.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// Answer it as usual.
-    Proceed,
-    /// 304
+pub enum Precondition {
+    /// Serve the request.
+    Met,
+    /// Respond with 304.
     NotModified,
-    /// 412
+    /// Respond with 412.
     Failed,
 }
 
 impl Validators {
-    /// `identity` is whatever changes when the name is given to another file; `modified` the time of the last change.
+    /// `identity` differs between files of the same name; `modified` is the modification time.
     pub fn new(identity: u64, size: u64, modified: SystemTime, now: SystemTime) -> Self {
         let stamp = modified.duration_since(UNIX_EPOCH).unwrap_or_default();
-        // RFC 9110 8.8.1: a time stamp is strong once it cannot be given to a second state any more.
+        // RFC 9110 8.8.1: a time stamp is strong if no later change can have the same.
         let strong = now.duration_since(modified).is_ok_and(|age| age > STAMP_GRAIN);
         Self {
             tag: format!("\"{identity:x}-{size:x}-{:x}\"", stamp.as_nanos()),
             strong,
-            // RFC 9110 8.8.2.1: never later than the date of the reply.
+            // RFC 9110 8.8.2.1: not later than the date of the response.
             modified: UNIX_EPOCH + Duration::from_secs(stamp.as_secs()).min(since_epoch(now)),
         }
     }
@@ -52,27 +52,26 @@ impl Validators {
         http_date(self.modified)
     }
 
-    /// The preconditions of a GET or HEAD in the order of RFC 9110 13.2.2.
-    pub fn evaluate(&self, head: &Head) -> Verdict {
+    /// Evaluates the preconditions of a GET or HEAD in the order of RFC 9110 13.2.2.
+    pub fn evaluate(&self, head: &Head) -> Precondition {
         if head.header("If-Match").is_some() {
             if !self.any(head, "If-Match", Comparison::Strong) {
-                return Verdict::Failed;
+                return Precondition::Failed;
             }
         } else if date(head, "If-Unmodified-Since").is_some_and(|since| self.modified > since) {
-            return Verdict::Failed;
+            return Precondition::Failed;
         }
         if head.header("If-None-Match").is_some() {
             if self.any(head, "If-None-Match", Comparison::Weak) {
-                return Verdict::NotModified;
+                return Precondition::NotModified;
             }
         } else if date(head, "If-Modified-Since").is_some_and(|since| self.modified <= since) {
-            return Verdict::NotModified;
+            return Precondition::NotModified;
         }
-        Verdict::Proceed
+        Precondition::Met
     }
 
-    /// RFC 9110 13.1.5: whether If-Range, if there, lets the Range header count. Both kinds of validator must be
-    /// strong.
+    /// Whether If-Range, if present, allows Range (RFC 9110 13.1.5). Both kinds of validator must be strong.
     pub fn allows_range(&self, head: &Head) -> bool {
         let Some(value) = head.header("If-Range") else { return true };
         if !self.strong {
@@ -106,7 +105,7 @@ struct Tag<'a> {
     quoted: &'a [u8],
 }
 
-/// The entity tags of a list, up to the first that is malformed.
+/// The entity tags of a list, up to the first malformed one.
 struct Tags<'a>(&'a [u8]);
 
 impl<'a> Iterator for Tags<'a> {
@@ -125,7 +124,7 @@ impl<'a> Iterator for Tags<'a> {
     }
 }
 
-/// A header that holds a date, or none if it is malformed: RFC 9110 13.1.3 wants such ones ignored.
+/// The date in a header; a malformed one is ignored (RFC 9110 13.1.3).
 fn date(head: &Head, name: &str) -> Option<SystemTime> {
     httpdate::parse_http_date(std::str::from_utf8(head.header(name)?).ok()?).ok()
 }

@@ -1,6 +1,5 @@
-//! The console page: a WebSocket client in the browser, one file that needs no
-//! other, under a policy that lets it run its own script and reach this server
-//! only.
+//! The console page: a WebSocket client for browsers, in one file. Its Content-Security-Policy allows only its own script
+//! and connections to this server.
 
 use std::borrow::Cow;
 use std::time::SystemTime;
@@ -13,7 +12,7 @@ use sha2::{Digest, Sha256};
 use super::Resource;
 use super::response::{Body, Response};
 
-/// Where the page is. A file of this name in the document root is not served.
+/// Path of the page. A file of this name in the document root is not served.
 pub const PATH: &str = "/console.html";
 
 const PAGE: &str = include_str!("console/page.html");
@@ -27,14 +26,14 @@ const SCRIPT: [&str; 5] = [
     include_str!("console/main.js"),
 ];
 
-/// The page as it is sent, with its policy.
+/// The page and its Content-Security-Policy.
 pub struct Console {
     page: Vec<u8>,
     policy: String,
 }
 
 impl Console {
-    /// `resources` are what the page offers.
+    /// `resources` are those that the page offers to connect to.
     pub fn new(resources: &[Resource]) -> Self {
         let script = SCRIPT.concat();
         let page = PAGE
@@ -50,7 +49,8 @@ impl Console {
         Self { page: page.into_bytes(), policy }
     }
 
-    pub fn reply(&self, now: SystemTime) -> Response {
+    /// The response with the page.
+    pub fn response(&self, now: SystemTime) -> Response {
         let headers = [
             ("Content-Type", "text/html; charset=utf-8"),
             ("Content-Security-Policy", self.policy.as_str()),
@@ -66,7 +66,7 @@ fn source_hash(text: &str) -> String {
     format!("sha256-{}", STANDARD.encode(Sha256::digest(text)))
 }
 
-/// What the page's script reads from its data block: JSON, with nothing in it that HTML could take for markup.
+/// The JSON data block that the page's script reads, without characters of HTML markup.
 fn facts(resources: &[Resource]) -> String {
     let facts = json!({ "version": env!("CARGO_PKG_VERSION"), "resources": resources });
     facts.to_string().replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026")
@@ -90,20 +90,20 @@ mod tests {
     }
 
     #[test]
-    fn the_policy_allows_exactly_what_the_page_holds() {
+    fn the_policy_allows_only_the_script_and_style_of_the_page() {
         let (page, policy) = page(&["/echo"]);
         let script = between(&page, "<script type=\"module\">", "</script>");
         let style = between(&page, "<style>", "</style>");
         assert!(policy.contains(&format!("script-src '{}'", source_hash(script))));
         assert!(policy.contains(&format!("style-src '{}'", source_hash(style))));
         assert!(policy.starts_with("default-src 'none';") && !policy.contains("unsafe"));
-        // What a hash cannot allow: event handlers and style attributes.
+        // A hash does not allow event handlers and style attributes.
         for inline in [" style=\"", " onclick=", " onload=", "javascript:"] {
             assert!(!page.contains(inline), "{inline}");
         }
     }
 
-    /// The example of Content Security Policy Level 3, 2.3.1: the hash of `alert('Hello, world.');`.
+    /// The example of Content Security Policy Level 3, 2.3.1.
     #[test]
     fn hash_of_the_specification() {
         assert_eq!(
@@ -113,16 +113,16 @@ mod tests {
     }
 
     #[test]
-    fn the_page_is_complete_and_names_no_other_place() {
+    fn the_page_is_complete_and_loads_nothing() {
         let (page, _) = page(&[]);
-        assert!(!page.contains("{{"), "a placeholder was left");
+        assert!(!page.contains("{{"), "a placeholder is left");
         let rest = page.replace("http://www.w3.org/2000/svg", "");
         assert!(!rest.contains("http://") && !rest.contains("https://"));
         assert!(!page.contains(" src=") && !page.contains("@import") && !page.contains("url("));
     }
 
     #[test]
-    fn resources_can_not_end_the_script() {
+    fn resource_names_cannot_end_the_script() {
         let name = "/a</script><script>alert(1)//&\"\\\u{2028}";
         let (page, _) = page(&[name, "/b"]);
         let data = between(&page, "id=\"facts\">", "</script>");

@@ -1,7 +1,4 @@
-//! Static files below the document root.
-//!
-//! Regular files only: no listing, no FIFO, no device, and nothing that a
-//! symbolic link would reach outside the root.
+//! Static files below the document root: regular files only, no directory listings, and no symbolic links out of the root.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
@@ -14,17 +11,17 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::Mode;
 
-use super::conditional::{Validators, Verdict};
+use super::conditional::{Precondition, Validators};
 use super::path::RequestPath;
 use super::range::{Selection, select};
 use super::response::{Body, Response};
 use crate::proto::http1::head::Head;
 
-/// A FIFO or a device must not make the open wait or become a controlling terminal.
+/// Opening a FIFO must not block, and a terminal must not become the controlling one.
 const READ: OFlag = OFlag::O_RDONLY.union(OFlag::O_NONBLOCK).union(OFlag::O_NOCTTY).union(OFlag::O_CLOEXEC);
 
-/// openat2 gives EAGAIN when a rename raced with a lookup; then it is worth another try.
-const LOOKUP_TRIES: usize = 8;
+/// Attempts of openat2, which fails with EAGAIN after a race with a rename.
+const LOOKUP_ATTEMPTS: usize = 8;
 
 /// The document root, held open.
 pub struct Root {
@@ -34,10 +31,10 @@ pub struct Root {
 
 #[derive(Clone, Copy)]
 enum Lookup {
-    /// openat2 (Linux 5.6): the kernel refuses whatever leaves the root. Links below it are followed; absolute ones
-    /// are refused even where they lead back into it.
+    /// With openat2 (Linux 5.6), which refuses paths out of the root. Symbolic links within it are followed, absolute ones
+    /// are refused.
     Beneath,
-    /// Where openat2 is missing or forbidden: component by component, following no symbolic link at all.
+    /// Without openat2: component by component; no symbolic links are followed.
     NoLinks,
 }
 
@@ -58,13 +55,13 @@ impl Root {
         Ok(Self { directory, lookup })
     }
 
-    /// As on a kernel without openat2.
+    /// Behaves as on a kernel without openat2.
     #[cfg(test)]
     pub fn follow_no_links(&mut self) {
         self.lookup = Lookup::NoLinks;
     }
 
-    /// Opens what `path` names, of whatever kind it is.
+    /// Opens `path`, which may be of any file type.
     fn find(&self, path: &RequestPath) -> Result<File, Errno> {
         match self.lookup {
             Lookup::Beneath => self.find_beneath(path),
@@ -78,7 +75,7 @@ impl Root {
             relative.push(".");
         }
         let mut result = Err(Errno::EAGAIN);
-        for _ in 0..LOOKUP_TRIES {
+        for _ in 0..LOOKUP_ATTEMPTS {
             result = openat2(&self.directory, &relative, beneath(READ));
             if !matches!(result, Err(Errno::EAGAIN)) {
                 break;
@@ -100,7 +97,7 @@ impl Root {
     }
 }
 
-/// Answers a GET for a path below the root.
+/// Responds to a GET or HEAD for a path below the root.
 pub fn serve(root: &Root, path: &RequestPath, head: &Head, now: SystemTime) -> Response {
     let index = path.is_directory().then(|| path.join("index.html"));
     let is_index = index.is_some();
@@ -113,14 +110,13 @@ pub fn serve(root: &Root, path: &RequestPath, head: &Head, now: SystemTime) -> R
         }
         Ok(_) => super::not_found(now),
         Err(Errno::EACCES | Errno::EPERM) => {
-            Response::error(now, 403, "the server may not read this file", &[])
+            Response::error(now, 403, "the server is not permitted to read this file", &[])
         }
         Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::EAGAIN) => {
             Response::error(now, 503, "the server is busy", &[("Retry-After", "1")])
         }
-        Err(Errno::EIO) => Response::error(now, 500, "the file cannot be read", &[]),
-        // Not there, a link out of the root, a file where a directory is named, a name too long: all the same to
-        // a client.
+        Err(Errno::EIO) => Response::error(now, 500, "cannot read the file", &[]),
+        // The client does not learn whether it is missing, a link out of the root, or has too long a name.
         Err(_) => super::not_found(now),
     }
 }
@@ -135,12 +131,12 @@ fn content(path: &RequestPath, file: File, metadata: &Metadata, head: &Head, now
     let mut headers =
         vec![("ETag", etag.as_str()), ("Last-Modified", &last_modified), ("Accept-Ranges", "bytes")];
     match validators.evaluate(head) {
-        Verdict::NotModified => return Response::new(now, 304, &headers, Body::Empty),
-        Verdict::Failed => return Response::error(now, 412, "the file is in another state", &headers),
-        Verdict::Proceed => {}
+        Precondition::NotModified => return Response::new(now, 304, &headers, Body::Empty),
+        Precondition::Failed => return Response::error(now, 412, "a precondition is not met", &headers),
+        Precondition::Met => {}
     }
     let selection = match head.header("Range") {
-        // RFC 9110 14.2: a Range header counts with GET only.
+        // RFC 9110 14.2: Range is for GET only.
         Some(range) if head.method() == "GET" && validators.allows_range(head) => select(range, size),
         _ => Selection::Whole,
     };
@@ -148,18 +144,18 @@ fn content(path: &RequestPath, file: File, metadata: &Metadata, head: &Head, now
     match selection {
         Selection::Whole => Response::new(now, 200, &headers, Body::File { file, offset: 0, length: size }),
         Selection::Part { offset, length } => {
-            let place = format!("bytes {offset}-{}/{size}", offset + length - 1);
-            headers.push(("Content-Range", &place));
+            let range = format!("bytes {offset}-{}/{size}", offset + length - 1);
+            headers.push(("Content-Range", &range));
             Response::new(now, 206, &headers, Body::File { file, offset, length })
         }
         Selection::Unsatisfiable => {
-            let place = format!("bytes */{size}");
-            Response::error(now, 416, "the range lies outside the file", &[("Content-Range", &place)])
+            let range = format!("bytes */{size}");
+            Response::error(now, 416, "the range is outside the file", &[("Content-Range", &range)])
         }
     }
 }
 
-/// By the name's ending; text is taken to be UTF-8.
+/// The media type for the extension; text is assumed to be UTF-8.
 fn media_type(name: &Path) -> String {
     let guess = mime_guess::from_path(name).first_raw().unwrap_or("application/octet-stream");
     let charset = if guess.starts_with("text/") { "; charset=utf-8" } else { "" };

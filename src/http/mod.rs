@@ -1,8 +1,7 @@
-//! HTTP beside WebSocket: static files, the console page, and all responses but 101.
+//! Plain HTTP: static files, the console page, and all responses except 101.
 //!
-//! A request head goes in, a response comes out. No socket is touched and nothing is waited for but the local file system.
-//! Methods other than GET and HEAD, request bodies and persistent connections are refused: each response says
-//! `Connection: close`.
+//! A request head goes in, a response comes out. No socket; it blocks on the local file system only. Only GET and HEAD are
+//! served, without request bodies and persistent connections: each response has `Connection: close`.
 
 mod conditional;
 mod console;
@@ -39,18 +38,17 @@ pub struct Site {
 }
 
 impl Site {
-    /// `root` is the document root, if files are to be served; `resources` are what the console page
-    /// offers. Fails when `root` is not a directory that can be opened; it is held open, so renaming it later does not
-    /// matter.
+    /// `root` is the document root, if files are to be served; `resources` are those that the console page offers. Fails if
+    /// `root` cannot be opened as a directory; it is held open, so it may be renamed later.
     pub fn new(root: Option<PathBuf>, resources: &[Resource]) -> io::Result<Self> {
         let root = root.map(|path| file::Root::open(&path)).transpose()?;
         Ok(Self { root, console: Console::new(resources) })
     }
 
-    /// Answers a request that is not a WebSocket handshake. `now` dates the reply.
+    /// Responds to a request that is not a WebSocket handshake. `now` is the date of the response.
     ///
-    /// With `console` `/console.html` is the built-in page; then come the handlers' resources (426), as `is_resource`
-    /// tells, then files. With no document root, `/` leads to the console.
+    /// First, if `console`, the built-in page `/console.html`, then the handlers' resources (426; `is_resource`: the path is
+    /// one), then files. Without a document root, `/` is redirected to the console.
     pub fn serve(&self, head: &Head, is_resource: bool, console: bool, now: SystemTime) -> Response {
         match head.method() {
             "GET" => self.get(head, is_resource, console, now),
@@ -61,7 +59,7 @@ impl Site {
 
     fn get(&self, head: &Head, is_resource: bool, console: bool, now: SystemTime) -> Response {
         if console && head.path() == console::PATH {
-            return self.console.reply(now);
+            return self.console.response(now);
         }
         if is_resource {
             return upgrade_required(console, now);
@@ -79,7 +77,7 @@ impl Site {
     }
 }
 
-/// A response of plain text that says what is wrong, made now.
+/// A plain-text error response, dated now.
 pub fn error(status: u16, why: &str, fields: &[(&str, &str)]) -> Response {
     Response::error(SystemTime::now(), status, why, fields)
 }
@@ -90,7 +88,7 @@ impl From<BadRequest> for Response {
     }
 }
 
-/// The answer to a health check: 200, or 503, and why in a word. No cache may keep it (RFC 9111 section 5.2.2.5).
+/// The response to a health check: 200 or 503, and the state. Not to be cached (RFC 9111 section 5.2.2.5).
 pub fn health(head: &Head, state: Result<&str, &str>, now: SystemTime) -> Response {
     if !matches!(head.method(), "GET" | "HEAD") {
         return refuse_method(head.method(), now);
@@ -100,7 +98,7 @@ pub fn health(head: &Head, state: Result<&str, &str>, now: SystemTime) -> Respon
     Response::new(now, status, &fields, Body::Bytes(format!("{text}\n").into_bytes().into()))
 }
 
-/// The answer to a method other than GET and HEAD.
+/// The response to a method other than GET and HEAD.
 pub fn refuse_method(method: &str, now: SystemTime) -> Response {
     match is_known_method(method) {
         true => Response::error(now, 405, "only GET and HEAD are served here", &[("Allow", "GET, HEAD")]),
@@ -110,14 +108,14 @@ pub fn refuse_method(method: &str, now: SystemTime) -> Response {
 
 fn upgrade_required(console: bool, now: SystemTime) -> Response {
     let why = match console {
-        true => "this resource speaks WebSocket; the page /console.html can connect to it",
-        false => "this resource speaks WebSocket",
+        true => "this is a WebSocket resource; the page /console.html can connect to it",
+        false => "this is a WebSocket resource",
     };
     Response::error(now, 426, why, &[])
 }
 
 fn not_found(now: SystemTime) -> Response {
-    Response::error(now, 404, "there is no such file", &[])
+    Response::error(now, 404, "no such file", &[])
 }
 
 #[cfg(test)]

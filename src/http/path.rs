@@ -1,8 +1,7 @@
-//! The path of a request as the name of a file below the document root.
+//! Translates the path of a request to the name of a file below the document root.
 //!
-//! Decoded once, component by component, so that nothing which appears by
-//! decoding can act as a separator. Hidden files, `.`, `..` and handlers have
-//! no name here at all.
+//! It is split first and each component decoded once, so that a decoded slash is not a separator. Hidden files, `.`, `..`
+//! and handlers are refused.
 
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
@@ -10,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
 
-/// What may stand in a path segment unencoded, RFC 3986 3.3, without the sub-delimiters.
+/// The characters to encode in a path segment: all except the unreserved ones (RFC 3986 2.3).
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// A path that may name a file: relative to the root, free of `.`, `..` and empty components.
@@ -23,14 +22,14 @@ pub struct RequestPath {
 /// Why a path names no file.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// It is not a path: 400, with the reason.
+    /// Malformed: 400, with the reason.
     Malformed(&'static str),
-    /// Whatever it names is not shown: 404.
+    /// Not served, whether it exists or not: 404.
     Hidden,
 }
 
 impl RequestPath {
-    /// `path` is what stands before the query, as sent.
+    /// `path` is the target without the query, as sent.
     pub fn parse(path: &str) -> Result<Self, Refused> {
         let path =
             path.strip_prefix('/').ok_or(Refused::Malformed("the path does not begin with a slash"))?;
@@ -42,7 +41,7 @@ impl RequestPath {
         Ok(Self { components, directory })
     }
 
-    /// Whether it ends in a slash, so that only a directory is meant.
+    /// Whether it ends in a slash: it can only be a directory.
     pub fn is_directory(&self) -> bool {
         self.directory
     }
@@ -52,19 +51,19 @@ impl RequestPath {
         &self.components
     }
 
-    /// The same path with one component more, naming no directory.
+    /// The path of `name` in this directory.
     pub fn join(&self, name: &str) -> Self {
         let mut components = self.components.clone();
         components.push(name.into());
         Self { components, directory: false }
     }
 
-    /// The name of what the path leads to; empty for the root.
+    /// The last component; empty for the root.
     pub fn name(&self) -> &OsStr {
         self.components.last().map_or(OsStr::new(""), |name| name)
     }
 
-    /// The path as it is written in a URL, with a slash at its end.
+    /// The encoded path for a URL, with a slash at its end.
     pub fn to_directory_url(&self) -> String {
         let mut url = String::from("/");
         for name in &self.components {
@@ -162,14 +161,14 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_path() {
+    fn refuses_malformed_paths() {
         for path in ["", "*", "a", "/%", "/%2", "/%zz", "/a%2/b", "/%00", "/a%00.txt", "/%+1", "/%é"] {
             assert!(matches!(RequestPath::parse(path), Err(Refused::Malformed(_))), "{path}");
         }
     }
 
     #[test]
-    fn a_directory_url_can_not_leave_the_server() {
+    fn a_directory_url_is_a_path_on_this_server() {
         let path = RequestPath::parse("/%5cevil.example").unwrap();
         assert_eq!(path.to_directory_url(), "/%5Cevil.example/");
         assert_eq!(RequestPath::parse("/a%20b/c").unwrap().to_directory_url(), "/a%20b/c/");

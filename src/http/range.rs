@@ -1,7 +1,5 @@
-//! Which part of a file a Range header asks for, RFC 9110 14.
-//!
-//! One range of bytes. A header that is malformed, of another unit or asks for
-//! several ranges is ignored, as RFC 9110 14.2 allows.
+//! Range requests (RFC 9110 14), with one range of bytes. A header that is malformed, has another unit or several ranges is
+//! ignored, as RFC 9110 14.2 allows.
 
 /// What to send.
 #[derive(Debug, PartialEq, Eq)]
@@ -12,14 +10,14 @@ pub enum Selection {
     Part {
         /// In bytes from the start.
         offset: u64,
-        /// In bytes, within what is there.
+        /// In bytes; `offset + length` is at most the size of the file.
         length: u64,
     },
-    /// The range lies outside: 416.
+    /// The range begins after the end of the file: 416.
     Unsatisfiable,
 }
 
-/// `value` is the Range header, `size` how many bytes there are.
+/// Selects the part of a file of `size` bytes; `value` is the Range header.
 pub fn select(value: &[u8], size: u64) -> Selection {
     let Some((first, last)) = parse(value) else { return Selection::Whole };
     let (offset, end) = match (first, last) {
@@ -33,7 +31,7 @@ pub fn select(value: &[u8], size: u64) -> Selection {
     if offset >= end { Selection::Unsatisfiable } else { Selection::Part { offset, length: end - offset } }
 }
 
-/// `bytes=FIRST-LAST` with one of the two optional.
+/// `bytes=FIRST-LAST`; one of the two may be absent.
 fn parse(value: &[u8]) -> Option<(Option<u64>, Option<u64>)> {
     let (unit, range) = std::str::from_utf8(value).ok()?.split_once('=')?;
     if !unit.trim().eq_ignore_ascii_case("bytes") {
@@ -43,7 +41,7 @@ fn parse(value: &[u8]) -> Option<(Option<u64>, Option<u64>)> {
     Some((position(first)?, position(last)?))
 }
 
-/// Digits, or nothing. Positions beyond u64 lie beyond every file.
+/// Digits, or nothing. A position beyond u64 is after the end of every file.
 fn position(digits: &str) -> Option<Option<u64>> {
     if digits.is_empty() {
         return Some(None);
@@ -70,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn ends_are_cut_to_what_is_there() {
+    fn ranges_end_with_the_file() {
         assert_eq!(select(b"bytes=0-99999", 10), part(0, 10));
         assert_eq!(select(b"bytes=9-9", 10), part(9, 1));
         assert_eq!(select(b"bytes=-11", 10), part(0, 10));
@@ -79,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_outside_is_unsatisfiable() {
+    fn ranges_after_the_end_are_unsatisfiable() {
         for value in ["bytes=10-", "bytes=10-20", "bytes=-0", "bytes=99999999999999999999999-"] {
             assert_eq!(select(value.as_bytes(), 10), Selection::Unsatisfiable, "{value}");
         }
@@ -89,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_malformed_is_ignored() {
+    fn malformed_ranges_are_ignored() {
         for value in [
             "",
             "bytes",

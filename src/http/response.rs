@@ -1,7 +1,4 @@
-//! HTTP responses: the one place that writes them, whoever answers. Only 101 is written elsewhere, since the handshake
-//! makes it (`proto::ws::handshake`).
-//!
-//! Each response ends its connection, and says so.
+//! Formats all HTTP responses except 101, which is in `proto::ws::handshake`. Each response has `Connection: close`.
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -11,7 +8,7 @@ use ::http::StatusCode;
 
 use crate::proto::http1::field::{is_token, is_value};
 
-/// The answer to one request.
+/// The response to one request.
 #[derive(Debug)]
 pub struct Response {
     status: u16,
@@ -19,7 +16,7 @@ pub struct Response {
     body: Body,
 }
 
-/// The content of a response. Its length is the one that the head announces, or it is left out (HEAD).
+/// The content of a response. It has the length in the head, or is omitted (HEAD).
 #[derive(Debug)]
 pub enum Body {
     /// Nothing follows the head.
@@ -37,7 +34,7 @@ pub enum Body {
     },
 }
 
-/// Fields of which a response has one: the first that the caller gives counts.
+/// Fields that a response has at most once: the first one given is sent.
 const ONCE: [&str; 8] = [
     "Content-Type",
     "Content-Range",
@@ -50,32 +47,32 @@ const ONCE: [&str; 8] = [
 ];
 
 impl Response {
-    /// Writes the head. `fields` follow those that every response has, in their order; what is no valid field is left out.
+    /// Writes the head. `fields` follow those that every response has; invalid ones are omitted.
     pub fn new(now: SystemTime, status: u16, fields: &[(&str, &str)], body: Body) -> Self {
-        // RFC 9110 15.3.5, 15.4.5: 204 and 304 have no content, and a length would be that of another response.
+        // RFC 9110 15.3.5, 15.4.5: 204 and 304 have no content; Content-Length would be that of the 200.
         let body = if matches!(status, 204 | 304) { None } else { Some(body) };
         let head = head(now, status, fields, body.as_ref().map(Body::length));
         Self { status, head, body: body.unwrap_or(Body::Empty) }
     }
 
-    /// One whose content the caller sends, and whose fields tell how that is delimited.
+    /// A response whose content the caller sends. `fields` include its framing.
     pub fn streamed(now: SystemTime, status: u16, fields: &[(&str, &str)]) -> Self {
         Self { status, head: head(now, status, fields, None), body: Body::Empty }
     }
 
-    /// A line of text that says what is wrong.
+    /// A response with a line of text: status and reason.
     pub(super) fn error(now: SystemTime, status: u16, why: &str, fields: &[(&str, &str)]) -> Self {
         let text = format!("{status} {}: {why}\n", reason_phrase(status));
         let fields = [&[("Content-Type", "text/plain; charset=utf-8")], fields].concat();
         Self::new(now, status, &fields, Body::Bytes(text.into_bytes().into()))
     }
 
-    /// Leads to another place.
+    /// A redirect to `location`.
     pub fn redirect(now: SystemTime, status: u16, location: &str) -> Self {
         Self::error(now, status, "see Location", &[("Location", location)])
     }
 
-    /// With one more field; what is no valid field is left out.
+    /// Adds a field, unless it is invalid.
     pub fn with_field(mut self, name: &str, value: &str) -> Self {
         if is_token(name.as_bytes()) && is_value(value.as_bytes()) {
             self.head.truncate(self.head.len() - 2); // the empty line
@@ -84,7 +81,7 @@ impl Response {
         self
     }
 
-    /// RFC 9110 9.3.2: HEAD gets the same fields and no content. See [`takes_content`].
+    /// The response to HEAD: the same fields, no content (RFC 9110 9.3.2). See [`takes_content`].
     pub fn without_content(self) -> Self {
         Self { body: Body::Empty, ..self }
     }
@@ -94,22 +91,22 @@ impl Response {
         self.status
     }
 
-    /// Bytes of its content.
+    /// Bytes of content.
     pub fn content_length(&self) -> u64 {
         self.body.length()
     }
 
-    /// From the status line to the empty line.
+    /// The head: from the status line to the empty line.
     pub fn head(&self) -> &[u8] {
         &self.head
     }
 
-    /// What to write after the head.
+    /// The content to write after the head.
     pub fn into_body(self) -> Body {
         self.body
     }
 
-    /// All of a response that is not a file.
+    /// Head and content; the content is not a file.
     pub fn into_bytes(mut self) -> Vec<u8> {
         debug_assert!(!matches!(self.body, Body::File { .. }));
         if let Body::Bytes(bytes) = &self.body {
@@ -134,14 +131,14 @@ fn head(now: SystemTime, status: u16, fields: &[(&str, &str)], length: Option<u6
     let has = |name: &str| fields.iter().any(|(field, _)| field.eq_ignore_ascii_case(name));
     let mut head = Vec::with_capacity(512);
     write(&mut head, &["HTTP/1.1 ", &status.to_string(), " ", reason_phrase(status), "\r\n"]);
-    // RFC 9110 6.6.1: an origin server with a clock sends it.
+    // RFC 9110 6.6.1: an origin server with a clock sends Date.
     if !has("Date") {
         write(&mut head, &["Date: ", &http_date(now), "\r\n"]);
     }
-    // RFC 9110 7.8: Upgrade is always named as a connection option.
+    // RFC 9110 7.8: Connection must name Upgrade.
     let upgrades = has("Upgrade") || status == 426;
     write(&mut head, &["Connection: ", if upgrades { "Upgrade, close" } else { "close" }, "\r\n"]);
-    // RFC 9110 15.5.22: 426 names the protocol to use; RFC 6455 4.4 and its version.
+    // RFC 9110 15.5.22: 426 has Upgrade; RFC 6455 4.4: and the version.
     for (name, value) in [("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")] {
         if status == 426 && !has(name) {
             write(&mut head, &[name, ": ", value, "\r\n"]);
@@ -165,14 +162,14 @@ fn head(now: SystemTime, status: u16, fields: &[(&str, &str)], length: Option<u6
     head
 }
 
-/// Whether a response may have content, as far as the request has come, be it malformed or not complete. Not while the
-/// method may still be HEAD.
+/// Whether the response to this request, which may be malformed or incomplete, may have content: not if the method is, or
+/// may become, HEAD.
 pub fn takes_content(request: &[u8]) -> bool {
     let mut method = request.iter().skip_while(|byte| matches!(byte, b'\r' | b'\n'));
     b"HEAD ".iter().any(|expected| method.next().is_some_and(|byte| byte != expected))
 }
 
-/// RFC 9110 5.6.7. Times that the format cannot tell are moved to the next that it can.
+/// The date format of RFC 9110 5.6.7. Times outside its range are clamped to it.
 pub(super) fn http_date(time: SystemTime) -> String {
     let last = UNIX_EPOCH + Duration::from_secs(253_402_300_799); // 9999-12-31 23:59:59
     httpdate::fmt_http_date(time.clamp(UNIX_EPOCH, last))
@@ -216,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn some_have_no_content() {
+    fn statuses_without_content() {
         for (status, phrase) in [(204, "No Content"), (304, "Not Modified")] {
             let expected = format!("HTTP/1.1 {status} {phrase}\r\nD;Connection: close\r\nN;\r\n");
             assert_eq!(written(status, &[], b"x"), expected);
@@ -224,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn an_upgrade_that_is_required_is_named() {
+    fn a_426_has_upgrade_and_version() {
         let expected = "HTTP/1.1 426 Upgrade Required\r\nD;Connection: Upgrade, close\r\nUpgrade: websocket\r\n\
                         Sec-WebSocket-Version: 13\r\nN;Content-Length: 0\r\n\r\n";
         assert_eq!(written(426, &[], b""), expected);
@@ -238,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_that_may_not_be_repeated_are_not_and_invalid_ones_are_left_out() {
+    fn repeated_and_invalid_fields_are_omitted() {
         let fields = [
             ("content-type", "a/b"),
             ("Content-Type", "c/d"),
@@ -252,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn head_takes_no_content_nor_what_may_become_it() {
+    fn head_and_its_prefixes_take_no_content() {
         for request in ["", "\r\n", "H", "HEAD", "HEAD ", "\r\nHEAD /a HTTP/1.1\r\n", "HEAD \x01"] {
             assert!(!takes_content(request.as_bytes()), "{request:?}");
         }

@@ -1,4 +1,4 @@
-//! Whole replies of a site, from the bytes of a request.
+//! Whole responses of a site to the bytes of a request.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::proto::http1::head::{HeadLimits, Parsed, parse};
 
-/// Sat, 12 Aug 2023 09:00:00 GMT, when the files of the tests were last changed.
+/// Sat, 12 Aug 2023 09:00:00 GMT: modification time of the test files.
 const CHANGED: Duration = Duration::from_secs(1_691_830_800);
 const CHANGED_DATE: &str = "Sat, 12 Aug 2023 09:00:00 GMT";
 
@@ -86,12 +86,12 @@ fn ask(site: &Site, request: &str, now: SystemTime) -> Answer {
     let bytes = format!("{request}Host: test\r\n\r\n").into_bytes();
     let head = match parse(&bytes, &HeadLimits { bytes: 8192, headers: 50 }) {
         Ok(Parsed::Head { head, .. }) => head,
-        _ => panic!("{request} is no request head"),
+        _ => panic!("malformed request head: {request}"),
     };
-    let reply = site.serve(&head, RESOURCES.contains(&head.path()), true, now);
-    let text = String::from_utf8(reply.head().to_vec()).unwrap();
+    let response = site.serve(&head, RESOURCES.contains(&head.path()), true, now);
+    let text = String::from_utf8(response.head().to_vec()).unwrap();
     assert!(text.ends_with("\r\n\r\n"));
-    let body = match reply.into_body() {
+    let body = match response.into_body() {
         Body::Empty => Vec::new(),
         Body::Bytes(bytes) => bytes.into_owned(),
         Body::File { mut file, offset, length } => {
@@ -112,7 +112,7 @@ fn ask(site: &Site, request: &str, now: SystemTime) -> Answer {
 }
 
 #[test]
-fn a_file_is_served_with_its_facts() {
+fn a_file_is_served_with_type_and_validators() {
     let answer = Fixture::new().get("/a.txt?query=ignored");
     assert_eq!((answer.status, answer.text()), (200, "0123456789"));
     assert_eq!(answer.header("Content-Type"), Some("text/plain; charset=utf-8"));
@@ -123,7 +123,7 @@ fn a_file_is_served_with_its_facts() {
 }
 
 #[test]
-fn types_follow_the_name() {
+fn the_extension_determines_the_type() {
     let fixture = Fixture::new();
     for (name, media_type) in [
         ("x.html", "text/html; charset=utf-8"),
@@ -134,7 +134,7 @@ fn types_follow_the_name() {
         ("x.PNG", "image/png"),
         ("x.wasm", "application/wasm"),
         ("x.unheard-of", "application/octet-stream"),
-        ("noending", "application/octet-stream"),
+        ("noextension", "application/octet-stream"),
     ] {
         write(&fixture.root().join(name), "x");
         assert_eq!(fixture.get(&format!("/{name}")).header("Content-Type"), Some(media_type), "{name}");
@@ -142,7 +142,7 @@ fn types_follow_the_name() {
 }
 
 #[test]
-fn head_differs_from_get_by_the_body_only() {
+fn head_differs_from_get_only_in_the_body() {
     let fixture = Fixture::new();
     for path in ["/a.txt", "/", "/sub", "/nowhere", "/console.html", "/echo", "/%zz"] {
         let head = fixture.ask(&format!("HEAD {path} HTTP/1.1\r\n"));
@@ -165,7 +165,7 @@ fn other_methods_are_refused() {
 }
 
 #[test]
-fn directories_have_an_index_or_nothing() {
+fn directories_are_served_if_they_have_an_index() {
     let fixture = Fixture::new();
     assert_eq!(fixture.get("/").text(), "<p>home");
     assert_eq!(fixture.get("/sub/").text(), "<p>sub");
@@ -180,7 +180,7 @@ fn directories_have_an_index_or_nothing() {
 }
 
 #[test]
-fn what_is_private_is_not_there() {
+fn hidden_files_handlers_and_traversal_get_404() {
     let fixture = Fixture::new();
     for path in [
         "/.secret",
@@ -204,7 +204,7 @@ fn what_is_private_is_not_there() {
 }
 
 #[test]
-fn links_may_not_leave_the_root() {
+fn links_out_of_the_root_get_404() {
     let fixture = Fixture::new();
     let root = fixture.root();
     symlink("a.txt", root.join("inside.txt")).unwrap();
@@ -250,7 +250,7 @@ fn only_regular_files_are_served() {
 }
 
 #[test]
-fn a_root_that_is_no_directory_is_an_error_that_names_it() {
+fn the_error_names_a_root_that_is_not_a_directory() {
     let fixture = Fixture::new();
     for name in ["root/a.txt", "missing"] {
         let error = Site::new(Some(fixture.directory.path().join(name)), &[]).err().unwrap();
@@ -295,7 +295,7 @@ fn conditional_requests() {
         assert_eq!(with(&[("If-Modified-Since", value)]), since, "If-Modified-Since: {value}");
         assert_eq!(with(&[("If-Unmodified-Since", value)]), unmodified, "If-Unmodified-Since: {value}");
     }
-    // RFC 9110 13.2.2: tags are looked at before dates, which then do not count.
+    // RFC 9110 13.2.2: tags take precedence over dates.
     assert_eq!(with(&[("If-None-Match", "\"other\""), ("If-Modified-Since", later)]), 200);
     assert_eq!(with(&[("If-None-Match", &etag), ("If-Modified-Since", earlier)]), 304);
     assert_eq!(with(&[("If-Match", &etag), ("If-Unmodified-Since", earlier)]), 200);
@@ -315,7 +315,7 @@ fn a_304_has_the_validators_and_no_content() {
 }
 
 #[test]
-fn the_etag_follows_every_change() {
+fn the_etag_changes_with_the_file() {
     let fixture = Fixture::new();
     let first = fixture.get("/a.txt").header("ETag").unwrap().to_owned();
     assert_eq!(fixture.get("/a.txt").header("ETag"), Some(first.as_str()));
@@ -335,29 +335,29 @@ fn the_etag_follows_every_change() {
     );
 }
 
-/// RFC 9110 8.8.1: what was changed just now may change again within one tick of the file system's clock.
+/// RFC 9110 8.8.1: a file changed just now may change again with the same time stamp.
 #[test]
-fn a_fresh_file_has_a_weak_etag_which_matches_later() {
+fn a_file_changed_just_now_has_a_weak_etag() {
     let fixture = Fixture::new();
     let fresh = ask(&fixture.site, "GET /a.txt HTTP/1.1\r\n", UNIX_EPOCH + CHANGED);
     let etag = fresh.header("ETag").unwrap();
     assert!(etag.starts_with("W/\""), "{etag}");
     assert_eq!(fixture.ask(&format!("GET /a.txt HTTP/1.1\r\nIf-None-Match: {etag}\r\n")).status, 304);
     let range = format!("GET /a.txt HTTP/1.1\r\nRange: bytes=0-0\r\nIf-Range: {etag}\r\n");
-    assert_eq!(fixture.ask(&range).status, 200, "a weak validator does not do for If-Range");
+    assert_eq!(fixture.ask(&range).status, 200, "If-Range needs a strong validator");
 }
 
 #[test]
-fn odd_times_of_files_do_no_harm() {
+fn last_modified_of_extreme_times() {
     let fixture = Fixture::new();
     let path = fixture.root().join("a.txt");
     let file = fs::File::options().write(true).open(path).unwrap();
     for (time, shown) in [
         (UNIX_EPOCH - Duration::from_secs(1_000_000), "Thu, 01 Jan 1970 00:00:00 GMT"),
-        // RFC 9110 8.8.2.1: not later than the reply.
+        // RFC 9110 8.8.2.1: not later than the response.
         (UNIX_EPOCH + Duration::from_secs(300_000_000_000), "Sat, 12 Aug 2023 10:00:00 GMT"),
     ] {
-        // Not every file system can hold such times.
+        // Some file systems cannot store such times.
         if file.set_modified(time).is_ok() && file.metadata().unwrap().modified().unwrap() == time {
             assert_eq!(fixture.get("/a.txt").header("Last-Modified"), Some(shown));
         }
@@ -402,7 +402,7 @@ fn if_range_guards_a_range() {
 }
 
 #[test]
-fn a_websocket_resource_asks_for_the_upgrade() {
+fn a_websocket_resource_requires_the_upgrade() {
     let fixture = Fixture::new();
     write(&fixture.root().join("echo"), "a file of the same name");
     for path in ["/echo", "/echo?x=1", "/sub/chat"] {
@@ -414,7 +414,7 @@ fn a_websocket_resource_asks_for_the_upgrade() {
 }
 
 #[test]
-fn without_a_root_there_is_the_console_only() {
+fn without_a_root_only_the_console_is_served() {
     let site = Site::new(None, &[]).unwrap();
     let get = |path: &str| ask(&site, &format!("GET {path} HTTP/1.1\r\n"), UNIX_EPOCH + CHANGED);
     assert_eq!(get("/console.html").status, 200);
@@ -424,16 +424,16 @@ fn without_a_root_there_is_the_console_only() {
 }
 
 #[test]
-fn the_console_can_not_be_replaced() {
+fn a_file_cannot_replace_the_console() {
     let fixture = Fixture::new();
     write(&fixture.root().join("console.html"), "another");
     assert!(fixture.get("/console.html").text().contains("<title>wshd console</title>"));
 }
 
 #[test]
-fn errors_of_others() {
-    let reply = error(503, "no thread is free", &[("Retry-After", "2")]);
-    let head = String::from_utf8(reply.head().to_vec()).unwrap();
+fn an_error_has_its_fields_and_text() {
+    let response = error(503, "no thread is free", &[("Retry-After", "2")]);
+    let head = String::from_utf8(response.head().to_vec()).unwrap();
     assert!(head.starts_with("HTTP/1.1 503 ") && head.contains("\r\nRetry-After: 2\r\n"), "{head}");
-    assert!(matches!(reply.into_body(), Body::Bytes(text) if text.ends_with(b"no thread is free\n")));
+    assert!(matches!(response.into_body(), Body::Bytes(text) if text.ends_with(b"no thread is free\n")));
 }
