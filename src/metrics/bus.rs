@@ -1,4 +1,4 @@
-//! What the bus has counted of the engine that joins topics with those of other machines.
+//! Metrics of the bus's connection to its engine.
 
 use super::families::{counter, gauge};
 use super::text::{Family, Text};
@@ -7,16 +7,15 @@ use crate::fleet::bus_counters::BusCounters;
 const CONNECTED: Family = gauge("wshd_bus_connected", "", "Whether the bus is connected to its engine.");
 const RECONNECTS: Family =
     counter("wshd_bus_reconnects", "", "Connections of the bus to its engine after the first.");
-const SENT: Family = counter("wshd_bus_messages_sent", "", "Published messages that the engine has taken.");
-const RECEIVED: Family =
-    counter("wshd_bus_messages_received", "", "Messages of other machines that came in.");
+const SENT: Family = counter("wshd_bus_messages_sent", "", "Published messages accepted by the engine.");
+const RECEIVED: Family = counter("wshd_bus_messages_received", "", "Messages received from other machines.");
 const DROPPED: Family = counter(
     "wshd_bus_messages_dropped",
     "",
-    "Messages that did not pass between bus and engine, by direction: no connection, refused, or too many.",
+    "Messages dropped between bus and engine, by direction: no connection, refused, or too many.",
 );
 
-/// Writes it.
+/// Writes these families.
 pub fn report(counters: &BusCounters, text: &mut Text) {
     let numbers = [
         (&CONNECTED, &counters.connected),

@@ -1,5 +1,5 @@
-//! What is reported: the metrics of the server, in wshd-metrics(7) as here. Handlers are told apart by resource, workers by
-//! name; a metric that grows with both has been left out.
+//! The metrics of the server, documented in wshd-metrics(7). The labels name a handler by its resource, or a worker; no
+//! metric has both, since their number would be the product.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, UNIX_EPOCH};
@@ -35,29 +35,23 @@ const BUILD: Family = info("wshd_build", "The version of the server.");
 const START_TIME: Family =
     gauge("wshd_start_time_seconds", "seconds", "When the supervisor started, since the Unix epoch.");
 const READY: Family = gauge("wshd_ready", "", "Whether health checks succeed: 1, or 0.");
-const RELOAD_SUCCESS: Family = gauge(
-    "wshd_last_reload_successful",
-    "",
-    "Whether the last reload, or the start, has succeeded: 1, or 0.",
-);
+const RELOAD_SUCCESS: Family =
+    gauge("wshd_last_reload_successful", "", "Whether the last reload, or the start, succeeded: 1, or 0.");
 const RELOAD_TIME: Family = gauge(
     "wshd_last_reload_timestamp_seconds",
     "seconds",
-    "When the last reload, or the start, has ended, since the Unix epoch.",
+    "When the last reload, or the start, ended, since the Unix epoch.",
 );
 
 const HANDLER: Family = info("wshd_handler", "A handler: name, version and pool.");
-const OPEN: Family = gauge("wshd_connections_open", "", "WebSocket connections that are open.");
-const OPENED: Family = counter("wshd_connections_opened", "", "WebSocket connections that were opened.");
-const CLOSED: Family = counter(
-    "wshd_connections_closed",
-    "",
-    "WebSocket connections that were closed, by whom and with which code.",
-);
+const OPEN: Family = gauge("wshd_connections_open", "", "Open WebSocket connections.");
+const OPENED: Family = counter("wshd_connections_opened", "", "WebSocket connections opened.");
+const CLOSED: Family =
+    counter("wshd_connections_closed", "", "WebSocket connections closed, by the closing side and the code.");
 const HANDSHAKES: Family = counter(
     "wshd_handshakes",
     "",
-    "Requests by the status of the answer: 101 opened a WebSocket, other is another status or no answer.",
+    "Requests by response status: 101 opened a WebSocket, other is another status or no response.",
 );
 const MESSAGES: [Family; 2] = [
     counter("wshd_messages_received", "", "Messages received."),
@@ -70,87 +64,76 @@ const BYTES: [Family; 2] = [
 const REFUSED: Family =
     counter("wshd_sends_refused", "", "Messages not sent because the send queue was full.");
 const TOPIC_MESSAGES: [Family; 4] = [
-    counter("wshd_topic_messages_published", "", "Messages that a handler published."),
+    counter("wshd_topic_messages_published", "", "Messages published by a handler."),
     counter(
         "wshd_topic_messages_refused",
         "",
-        "Messages not published because too much was on its way to the bus.",
+        "Messages not published because the queue to the bus was full.",
     ),
     counter("wshd_topic_messages_delivered", "", "Published messages sent to subscribers, once for each."),
     counter("wshd_topic_messages_dropped", "", "Published messages that subscribers missed, once for each."),
 ];
 const CALLBACK: Family = histogram(
     "wshd_callback_duration_seconds",
-    "How long calls of a handler took; transfer_data takes as long as its connection.",
+    "Duration of calls of a handler; that of transfer_data includes the whole connection.",
 );
 const CRASHES: Family = counter("wshd_handler_crashes", "", "Workers that died in a handler.");
-const QUARANTINES: Family = counter("wshd_handler_quarantines", "", "How often a handler was quarantined.");
+const QUARANTINES: Family = counter("wshd_handler_quarantines", "", "Quarantines of a handler.");
 const QUARANTINED: Family =
     gauge("wshd_handler_quarantined", "", "Whether a handler is quarantined: 1, or 0 if it is served.");
 
-const REFUSALS: Family = counter(
-    "wshd_refusals",
-    "",
-    "Clients turned away by limits and rules for origins and hosts, by the reason.",
-);
+const REFUSALS: Family =
+    counter("wshd_refusals", "", "Clients refused by limits and by rules for origins and hosts, by reason.");
 const UNCOUNTED: Family = counter(
     "wshd_connections_uncounted",
     "",
-    "Connections that were not counted for their address, because the table was full.",
+    "Connections not counted by address because the table was full.",
 );
 
-const WORKERS: Family = gauge("wshd_workers", "", "Workers by their state.");
+const WORKERS: Family = gauge("wshd_workers", "", "Workers by state.");
 const SATURATED: Family =
-    gauge("wshd_saturated", "", "Whether all workers have as many connections as they may: 1, or 0.");
+    gauge("wshd_saturated", "", "Whether all workers have reached their maximum of connections: 1, or 0.");
 const SATURATIONS: Family =
-    counter("wshd_saturations", "", "How often all workers came to have as many connections as they may.");
-const CONNECTIONS: Family = gauge(
-    "wshd_worker_connections",
-    "",
-    "Connections that a worker has, those that are no WebSocket yet included.",
-);
+    counter("wshd_saturations", "", "How often all workers reached their maximum of connections.");
+const CONNECTIONS: Family =
+    gauge("wshd_worker_connections", "", "Connections of a worker, including those before the handshake.");
 const CONNECTIONS_LIMIT: Family =
-    gauge("wshd_worker_connections_limit", "", "Connections that a worker may have.");
+    gauge("wshd_worker_connections_limit", "", "Maximum connections of a worker.");
 const THREADS: Family = gauge(
     "wshd_worker_threads",
     "",
     "Threads of a worker, each of which serves a connection of a blocking handler.",
 );
-const THREADS_LIMIT: Family = gauge("wshd_worker_threads_limit", "", "Such threads that a worker may have.");
+const THREADS_LIMIT: Family = gauge("wshd_worker_threads_limit", "", "Maximum of these threads.");
 const HEARTBEAT: Family = gauge(
     "wshd_worker_heartbeat_age_seconds",
     "seconds",
-    "Time since the event loop of a worker last went around, which it does once a second at least.",
+    "Time since the last turn of a worker's event loop, which turns at least once a second.",
 );
-const ACCEPTED: Family =
-    counter("wshd_worker_connections_accepted", "", "Connections that a worker accepted.");
+const ACCEPTED: Family = counter("wshd_worker_connections_accepted", "", "Connections accepted by a worker.");
 const MOVED: Family =
-    counter("wshd_worker_connections_moved", "", "Connections that came from or went to another process.");
+    counter("wshd_worker_connections_moved", "", "Connections moved from or to another process.");
 const QUEUED: Family =
-    gauge("wshd_worker_send_queue_bytes", "bytes", "Bytes that wait to be sent to the peers of a worker.");
-const RECEIVING: Family = gauge(
-    "wshd_worker_receive_bytes",
-    "bytes",
-    "Memory that incomplete large messages of the peers of a worker take.",
-);
+    gauge("wshd_worker_send_queue_bytes", "bytes", "Bytes queued for sending to the peers of a worker.");
+const RECEIVING: Family =
+    gauge("wshd_worker_receive_bytes", "bytes", "Memory of incomplete large messages received by a worker.");
 const SUBSCRIPTIONS: Family =
     gauge("wshd_worker_topic_subscriptions", "", "Subscriptions of the connections of a worker to topics.");
 const TOPICS_LOST: Family = counter(
     "wshd_worker_topic_messages_lost",
     "",
-    "Messages that were published in a worker and may have been lost when it crashed or the bus died.",
+    "Messages published in a worker that may have been lost when it crashed or the bus died.",
 );
 const TURN: Family = histogram(
     "wshd_worker_loop_turn_seconds",
-    "How long a worker was busy before it looked for events again: the delay that an event may have.",
+    "Duration of the turns of a worker's event loop: the delay that an event may have.",
 );
 const STARTS: Family = counter("wshd_worker_starts", "", "Processes started as this worker.");
-const DEATHS_OF: Family =
-    counter("wshd_worker_deaths", "", "Processes of this worker that died, by the cause.");
+const DEATHS_OF: Family = counter("wshd_worker_deaths", "", "Processes of this worker that died, by cause.");
 const REPLACEMENTS: Family =
-    counter("wshd_worker_replacements", "", "Processes of this worker that handed over to another one.");
+    counter("wshd_worker_replacements", "", "Processes of this worker that were replaced.");
 
-/// The report as it is now.
+/// The current report.
 pub fn report(start: &Start, format: Format) -> String {
     let mut report = Report::new(start, format);
     report.processes();
@@ -167,36 +150,35 @@ pub fn report(start: &Start, format: Format) -> String {
     report.text.finish()
 }
 
-/// A metric, and where its values are.
+/// A metric, and how to read its value.
 type Source<T> = (&'static Family, fn(&T) -> u64);
 
 struct Report<'a> {
     start: &'a Start,
     text: Text,
-    /// That have counters of their own.
     handlers: Vec<Handler<'a>>,
 }
 
-/// A handler, or what has its counters with others.
+/// A handler with counters of its own, or those that share an entry.
 struct Handler<'a> {
     name: String,
     entry: &'a Entry,
     total: HandlerCounters,
 }
 
-/// A worker: what was counted of its place, and what there is now in the slots that have this place.
+/// A worker: the counters of its place, and the present state of the slots with this place.
 struct Worker {
     name: String,
     counters: &'static PlaceCounters,
     connections: u64,
-    /// For how long its event loop has not gone around.
+    /// Time since the last turn of its event loop.
     silence: Duration,
     present: Present,
 }
 
 fn workers(start: &Start) -> impl Iterator<Item = Worker> {
     let now = clock::now();
-    // The parent of processes that serve a connection each has no event loop.
+    // The parent of per-connection processes has no event loop.
     let silence = move |slot: &Slot| {
         let Place { pool, number } = slot.place();
         slot.silence(now).filter(|_| !start.config.is_parent(pool, number))
@@ -219,7 +201,7 @@ impl<'a> Report<'a> {
     fn new(start: &'a Start, format: Format) -> Self {
         let all = start.shared.counters.entries().zip(0..);
         let all = all.map(|(entry, number)| (number, entry, start.shared.counters.total(number)));
-        // The entry of handlers without one of their own is there only when it is needed.
+        // The shared entry is reported only if it was used.
         let all =
             all.filter(|(number, _, total)| *number > OTHER || *number == OTHER && total.answered() > 0);
         let handlers = all.map(|(_, entry, total)| Handler { name: entry.name(), entry, total }).collect();
@@ -243,7 +225,7 @@ impl<'a> Report<'a> {
         processes::report(start, text);
     }
 
-    /// Clients that were turned away.
+    /// Refused clients.
     fn refusals(&mut self) {
         let Self { start, text, .. } = self;
         text.family(&REFUSALS);
@@ -254,7 +236,7 @@ impl<'a> Report<'a> {
         text.sample(&[], start.shared.addresses.uncounted());
     }
 
-    /// What handlers are, and how they stand.
+    /// Handlers and their state.
     fn handlers(&mut self) {
         let Self { start, text, handlers } = self;
         let breaker = |number: u16, route: &Route| {
@@ -289,7 +271,7 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// What handlers did.
+    /// Connections, messages and calls of handlers.
     fn traffic(&mut self) {
         let Self { start, text, handlers } = self;
         let with_pool: [Source<HandlerCounters>; 2] =
@@ -411,14 +393,14 @@ impl<'a> Report<'a> {
     }
 }
 
-/// Of the many series that could be, those of which something has happened.
+/// Adds a sample, unless it is 0: most of the possible series are.
 fn unless_zero(text: &mut Text, labels: &Labels<'_>, count: u64) {
     if count > 0 {
         text.sample(labels, count);
     }
 }
 
-/// The name of a callback; functions that were posted, and timers, are tasks.
+/// The name of a callback; "task" for posted functions and timers.
 fn callback_label(callback: u32) -> &'static str {
     let name = callback_name(callback);
     if name.contains(' ') { "task" } else { name }

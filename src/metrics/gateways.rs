@@ -1,20 +1,19 @@
-//! What gateways have counted.
+//! Metrics of gateways.
 
 use super::families::{counter, gauge};
 use super::text::{Family, Text};
 use crate::fleet::gateway_counters::GatewayCounters;
 
-const HANDSHAKES: Family = counter("wshd_tls_handshakes", "", "TLS handshakes that came to their end.");
-const FAILURES: Family =
-    counter("wshd_tls_handshake_failures", "", "TLS handshakes that did not, by the reason.");
-const STREAMS: Family = counter("wshd_http2_streams", "", "Streams of HTTP/2 that were opened.");
+const HANDSHAKES: Family = counter("wshd_tls_handshakes", "", "Completed TLS handshakes.");
+const FAILURES: Family = counter("wshd_tls_handshake_failures", "", "Failed TLS handshakes, by reason.");
+const STREAMS: Family = counter("wshd_http2_streams", "", "HTTP/2 streams opened.");
 const EXPIRY: Family = gauge(
     "wshd_certificate_expiry_timestamp_seconds",
     "seconds",
     "When the first certificate expires, since the Unix epoch.",
 );
 
-/// Writes it.
+/// Writes these families.
 pub fn report(counters: &GatewayCounters, text: &mut Text) {
     text.family(&HANDSHAKES);
     for (resumed, count) in [("no", &counters.full), ("yes", &counters.resumed)] {

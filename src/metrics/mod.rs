@@ -1,6 +1,5 @@
-//! The process that serves metrics: what the fleet has counted, and how it is now, as OpenMetrics or Prometheus text.
-//! It reads shared memory and /proc only: no handler runs here, and no worker is asked, so that nothing that goes
-//! wrong in them keeps anybody from seeing it.
+//! The process that serves metrics as OpenMetrics or Prometheus text. It reads shared memory and /proc only. It loads no
+//! handler and asks no worker, so it responds even if they hang or crash.
 
 mod bus;
 mod families;
@@ -25,10 +24,10 @@ use crate::http::{self, Body, Response};
 use crate::proto::http1::head::Head;
 use text::Format;
 
-/// Lines of the log that this process has lost: nobody else reads it.
+/// Log lines that this process has lost. Not in shared memory, since no other process reads it.
 pub static LOG_LOST: AtomicU64 = AtomicU64::new(0);
 
-/// What the process is given by the supervisor, just after fork.
+/// What the supervisor passes on through the fork.
 pub struct Start {
     /// The configuration.
     pub config: Arc<Config>,
@@ -40,7 +39,7 @@ pub struct Start {
     pub shared: Shared,
     /// The supervisor's pid.
     pub supervisor: i32,
-    /// When the supervisor began.
+    /// When the supervisor started.
     pub started: SystemTime,
 }
 
@@ -52,7 +51,7 @@ impl Start {
     }
 }
 
-/// Serves from the command to begin until it is killed; fails if the sockets do.
+/// Serves from the command to begin until it is killed; fails if polling fails.
 pub fn run(start: Start, channel: &Channel) -> io::Result<Infallible> {
     channel.send_start(&control::Start::Ready)?;
     channel.wait_for_begin()?;
@@ -66,7 +65,7 @@ fn answer(start: &Start, head: &Head) -> Response {
         "/metrics" => report(start, head, now),
         "/livez" => http::health(head, Ok("alive"), now),
         "/readyz" => http::health(head, start.shared.scoreboard.is_ready(), now),
-        _ => http::error(404, "there are /metrics, /livez and /readyz only", &[]),
+        _ => http::error(404, "expected /metrics, /livez or /readyz", &[]),
     }
 }
 

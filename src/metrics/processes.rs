@@ -1,4 +1,4 @@
-//! What is reported of processes, as /proc has it, and of what each has lost.
+//! Metrics of processes: memory, CPU time and descriptors from /proc, and lost log lines.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
@@ -13,24 +13,24 @@ const MEMORY: Family = gauge("wshd_resident_memory_bytes", "bytes", "Resident me
 const CPU: Family = counter(
     "wshd_cpu_seconds",
     "seconds",
-    "Processor time of a process, in user mode and in the kernel; from 0 again when it was replaced.",
+    "CPU time of a process, user and system; starts at 0 again when it is replaced.",
 );
-const DESCRIPTORS: Family = gauge("wshd_open_descriptors", "", "File descriptors that a process has open.");
+const DESCRIPTORS: Family = gauge("wshd_open_descriptors", "", "Open file descriptors of a process.");
 const DESCRIPTORS_LIMIT: Family =
-    gauge("wshd_descriptors_limit", "", "File descriptors that a process may have open.");
+    gauge("wshd_descriptors_limit", "", "Maximum open file descriptors of a process.");
 const LOG_LOST: Family =
-    counter("wshd_log_lines_lost", "", "Lines that a process could not log because nobody took them.");
+    counter("wshd_log_lines_lost", "", "Log lines of a process that could not be written.");
 
-/// The processes that serve no handler, as their titles name them; that of the metrics is this one.
+/// Titles of the processes that serve no handlers, except this one.
 const AUXILIARIES: [&str; 3] = ["gateway", "bus", "cgi"];
 
-/// Adds these families.
+/// Writes these families.
 pub fn report(start: &Start, text: &mut Text) {
     let processes = processes(start);
     let mut family = |family: &Family, read: &dyn Fn(i32) -> Option<u64>, show: &dyn Fn(u64) -> String| {
         text.family(family);
         for (name, pids) in &processes {
-            // Nothing is said of what cannot be seen.
+            // No sample if no process can be read.
             if let Some(sum) = pids.iter().filter_map(|pid| read(*pid)).reduce(u64::saturating_add) {
                 text.sample(&[("process", name)], show(sum));
             }
@@ -57,8 +57,7 @@ pub fn report(start: &Start, text: &mut Text) {
     }
 }
 
-/// The processes by their names. A worker that drains has the name of the one that has replaced it, and gateways have one
-/// name.
+/// The processes by name. A draining worker has the same name as its replacement, and all gateways have one name.
 fn processes(start: &Start) -> BTreeMap<String, Vec<i32>> {
     let own = [("supervisor", start.supervisor), ("metrics", std::process::id() as i32)];
     let own = own.map(|(name, pid)| (name.to_owned(), pid));

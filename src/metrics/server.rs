@@ -1,5 +1,5 @@
-//! A small HTTP server: one request on each connection. Clients are few, each has its time, and nobody waits for another:
-//! one loop over sockets that do not block.
+//! A small HTTP server: one request per connection, few clients, each with a deadline, in one loop over non-blocking
+//! sockets.
 
 use std::convert::Infallible;
 use std::io::{self, ErrorKind, Read, Write};
@@ -17,11 +17,11 @@ use crate::http::{self, Response};
 use crate::proto::http1::head::{self, Head, HeadLimits, Parsed};
 use crate::time::Instant;
 
-/// Clients at a time; when one more comes, the one that has been here for the longest makes way.
+/// Maximum clients; one more replaces the oldest.
 const CLIENTS: usize = 32;
-/// From the connection to the last byte of the reply.
-const TIME: Duration = Duration::from_secs(10);
-/// How long a client may take to close its end, which it does once it has read the reply.
+/// Time from the connection to the last byte of the response.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for a client to read the response and close its end.
 const LINGER: Duration = Duration::from_secs(2);
 const LIMITS: HeadLimits = HeadLimits { bytes: 8 * 1024, headers: 64 };
 
@@ -34,38 +34,38 @@ struct Client {
 enum Phase {
     /// The head of the request so far.
     Request(Vec<u8>),
-    /// The reply, and how much of it was sent.
-    Reply(Vec<u8>, usize),
-    /// All is sent; closing before the client does could take the reply from it.
+    /// The response, and how many of its bytes were sent.
+    Response(Vec<u8>, usize),
+    /// Everything was sent; closing before the client does could reset the connection before it has read the response.
     Linger,
 }
 
-/// What is to become of a client.
+/// Whether to keep a client.
 #[derive(PartialEq, Eq)]
 enum Next {
-    Stay,
-    Go,
+    Keep,
+    Close,
 }
 
-/// Answers requests with what `answer` returns, forever; fails if the listening sockets do.
+/// Responds to requests with what `answer` returns, forever; fails if polling fails.
 pub fn serve(listeners: &[Arc<Listener>], answer: impl Fn(&Head) -> Response) -> io::Result<Infallible> {
     let mut clients: Vec<Client> = Vec::new();
     loop {
-        let (calling, ready) = wait(listeners, &clients)?;
+        let (acceptable, ready) = wait(listeners, &clients)?;
         let now = clock::now();
         let mut ready = ready.into_iter();
         clients.retain_mut(|client| {
             let is_ready = ready.next().unwrap_or(false);
-            let next = if is_ready { client.go_on(&answer, now) } else { Next::Stay };
-            next == Next::Stay && client.deadline > now
+            let next = if is_ready { client.handle(&answer, now) } else { Next::Keep };
+            next == Next::Keep && client.deadline > now
         });
-        for listener in calling {
-            welcome(listener, &mut clients, now);
+        for listener in acceptable {
+            accept(listener, &mut clients, now);
         }
     }
 }
 
-/// Waits until something is to be done: listeners with a client, and which clients can go on.
+/// Waits for events or the next deadline. Returns the listeners with a new connection, and which clients are ready.
 fn wait<'a>(
     listeners: &'a [Arc<Listener>],
     clients: &[Client],
@@ -73,7 +73,7 @@ fn wait<'a>(
     let waiting = listeners.iter().map(|listener| PollFd::new(listener.as_fd(), PollFlags::POLLIN));
     let mut fds: Vec<PollFd> = waiting.collect();
     fds.extend(clients.iter().map(|client| {
-        let writes = matches!(client.phase, Phase::Reply(..));
+        let writes = matches!(client.phase, Phase::Response(..));
         PollFd::new(client.socket.as_fd(), if writes { PollFlags::POLLOUT } else { PollFlags::POLLIN })
     }));
     let deadline = clients.iter().map(|client| client.deadline).min();
@@ -86,12 +86,12 @@ fn wait<'a>(
         Err(error) => return Err(error.into()),
     }
     let mut ready = fds.iter().map(|fd| fd.any().unwrap_or(false));
-    let calling =
+    let acceptable =
         listeners.iter().filter(|_| ready.next().unwrap_or(false)).map(|listener| &**listener).collect();
-    Ok((calling, ready.collect()))
+    Ok((acceptable, ready.collect()))
 }
 
-fn welcome(listener: &Listener, clients: &mut Vec<Client>, now: Instant) {
+fn accept(listener: &Listener, clients: &mut Vec<Client>, now: Instant) {
     let accepted = SockRef::from(listener).accept();
     match accepted.and_then(|(socket, _)| socket.set_nonblocking(true).map(|()| socket)) {
         Ok(socket) => {
@@ -99,61 +99,61 @@ fn welcome(listener: &Listener, clients: &mut Vec<Client>, now: Instant) {
                 clients.remove(0);
             }
             let phase = Phase::Request(Vec::new());
-            clients.push(Client { socket, phase, deadline: now + TIME });
+            clients.push(Client { socket, phase, deadline: now + TIMEOUT });
         }
         Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
         Err(error) => {
-            log::warn!("metrics: {}: {error}", listener.address);
-            // Descriptors or memory have run out: what there is goes on first.
+            log::warn!("metrics: cannot accept on {}: {error}; retrying", listener.address);
+            // Out of descriptors or memory: gives other processes time to free some.
             std::thread::sleep(Duration::from_millis(100));
         }
     }
 }
 
 impl Client {
-    fn go_on(&mut self, answer: impl Fn(&Head) -> Response, now: Instant) -> Next {
+    fn handle(&mut self, answer: impl Fn(&Head) -> Response, now: Instant) -> Next {
         let done = match &self.phase {
             Phase::Request(_) => self.read(answer),
-            Phase::Reply(..) => self.write(now),
+            Phase::Response(..) => self.write(now),
             Phase::Linger => match self.socket.read(&mut [0; 4096]) {
-                Ok(count) if count > 0 => Ok(Next::Stay),
-                end => end.map(|_| Next::Go),
+                Ok(count) if count > 0 => Ok(Next::Keep),
+                end => end.map(|_| Next::Close),
             },
         };
         done.unwrap_or_else(|error| match error.kind() {
-            ErrorKind::WouldBlock | ErrorKind::Interrupted => Next::Stay,
-            _ => Next::Go,
+            ErrorKind::WouldBlock | ErrorKind::Interrupted => Next::Keep,
+            _ => Next::Close,
         })
     }
 
     fn read(&mut self, answer: impl Fn(&Head) -> Response) -> io::Result<Next> {
-        let Phase::Request(request) = &mut self.phase else { return Ok(Next::Go) };
+        let Phase::Request(request) = &mut self.phase else { return Ok(Next::Close) };
         let mut buffer = [0; 4096];
         let count = self.socket.read(&mut buffer)?;
         if count == 0 {
-            return Ok(Next::Go);
+            return Ok(Next::Close);
         }
         let seen = request.len();
         request.extend_from_slice(buffer.get(..count).unwrap_or_default());
-        let reply = match head::parse_more(request, seen, &LIMITS) {
-            Ok(Parsed::NeedMore) => return Ok(Next::Stay),
+        let response = match head::parse_more(request, seen, &LIMITS) {
+            Ok(Parsed::NeedMore) => return Ok(Next::Keep),
             Ok(Parsed::Head { head, .. }) => answer(&head),
             Err(bad) => bad.into(),
         };
         let takes_content = http::takes_content(request);
-        let reply = if takes_content { reply } else { reply.without_content() };
-        self.phase = Phase::Reply(reply.into_bytes(), 0);
-        Ok(Next::Stay)
+        let response = if takes_content { response } else { response.without_content() };
+        self.phase = Phase::Response(response.into_bytes(), 0);
+        Ok(Next::Keep)
     }
 
     fn write(&mut self, now: Instant) -> io::Result<Next> {
-        let Phase::Reply(reply, sent) = &mut self.phase else { return Ok(Next::Go) };
-        *sent += self.socket.write(reply.get(*sent..).unwrap_or_default())?;
-        if *sent == reply.len() {
+        let Phase::Response(response, sent) = &mut self.phase else { return Ok(Next::Close) };
+        *sent += self.socket.write(response.get(*sent..).unwrap_or_default())?;
+        if *sent == response.len() {
             self.socket.shutdown(Shutdown::Write)?;
             self.phase = Phase::Linger;
             self.deadline = now + LINGER;
         }
-        Ok(Next::Stay)
+        Ok(Next::Keep)
     }
 }

@@ -1,5 +1,4 @@
-//! The text formats: OpenMetrics 1.0, and version 0.0.4 of that of Prometheus, which differ in how a family is named
-//! and in the end. Knows no metric.
+//! The text formats OpenMetrics 1.0 and Prometheus 0.0.4, which differ in the names of families and in the end of the text.
 
 use std::fmt::{Display, Write};
 
@@ -15,7 +14,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// What an Accept header asks for: OpenMetrics if it is not wanted less than plain text.
+    /// The format for an Accept header: OpenMetrics if its quality is not below that of plain text.
     pub fn wanted(accept: &str) -> Self {
         let quality = |media: &str, version: &str| {
             let ranges = accept.split(',').filter_map(|range| {
@@ -50,27 +49,27 @@ impl Format {
     }
 }
 
-/// What a metric is.
+/// The type of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// It only grows.
+    /// A number that only grows.
     Counter,
-    /// How much there is.
+    /// A number that may also fall.
     Gauge,
-    /// Times in buckets.
+    /// Times, counted in buckets.
     Histogram,
     /// Labels only.
     Info,
 }
 
-/// A metric: its name as in OpenMetrics, without the suffix of its samples, and ending with its unit.
+/// A metric.
 #[derive(Clone, Copy, Debug)]
 pub struct Family {
-    /// See above.
+    /// Its name in OpenMetrics: with the unit at its end, without the suffix of the samples.
     pub name: &'static str,
-    /// What it is.
+    /// Its type.
     pub kind: Kind,
-    /// Its unit; empty if it has none.
+    /// Its unit; empty: none.
     pub unit: &'static str,
     /// One sentence.
     pub help: &'static str,
@@ -79,21 +78,21 @@ pub struct Family {
 /// Labels: names and values.
 pub type Labels<'a> = [(&'a str, &'a str)];
 
-/// The text so far.
+/// Builds the text.
 pub struct Text {
     format: Format,
     out: String,
-    /// Of the samples that follow.
+    /// Name of the present family, and suffix of its samples.
     name: &'static str,
     suffix: &'static str,
 }
 
-/// The bounds of the buckets in seconds, as numbers are written canonically.
+/// Bounds of the buckets in seconds, in the canonical form of OpenMetrics.
 const SECONDS: [&str; BOUNDS.len() + 1] = ["1e-05", "0.0001", "0.001", "0.01", "0.1", "1.0", "10.0", "+Inf"];
 
 // Writing to a String does not fail.
 impl Text {
-    /// An empty one.
+    /// An empty text.
     pub fn new(format: Format) -> Self {
         Self { format, out: String::new(), name: "", suffix: "" }
     }
@@ -106,7 +105,7 @@ impl Text {
             Kind::Info => (name, "_info"),
             Kind::Gauge | Kind::Histogram => (name, ""),
         };
-        // Prometheus knows samples only, and no information; OpenMetrics has the family's name without the suffix.
+        // Prometheus names a family like its samples, and has no info type; OpenMetrics omits the suffix.
         let (suffix, kind) = match (self.format, kind) {
             (Format::OpenMetrics, Kind::Counter) => ("", "counter"),
             (Format::OpenMetrics, Kind::Info) => ("", "info"),
@@ -122,12 +121,12 @@ impl Text {
         }
     }
 
-    /// A value of the family.
+    /// Adds a sample of the family.
     pub fn sample(&mut self, labels: &Labels<'_>, value: impl Display) {
         self.line(self.suffix, labels, None, value);
     }
 
-    /// Times of the family.
+    /// Adds a histogram of the family.
     pub fn times(&mut self, labels: &Labels<'_>, times: &Times) {
         let (counts, sum) = times.read();
         for (bound, count) in SECONDS.into_iter().zip(counts) {
@@ -137,7 +136,7 @@ impl Text {
         self.line("_sum", labels, None, seconds(sum));
     }
 
-    /// The whole text.
+    /// Ends the text and returns it.
     pub fn finish(mut self) -> String {
         if self.format == Format::OpenMetrics {
             self.out.push_str("# EOF\n");
@@ -159,7 +158,7 @@ impl Text {
     }
 }
 
-/// Nanoseconds as seconds.
+/// Nanoseconds, formatted as seconds.
 pub fn seconds(nanoseconds: u64) -> String {
     format!("{}.{:09}", nanoseconds / 1_000_000_000, nanoseconds % 1_000_000_000)
 }
@@ -231,15 +230,15 @@ mod tests {
     }
 
     #[test]
-    fn bounds_are_written_in_seconds() {
+    fn the_texts_of_the_bounds_match_their_values() {
         for (bound, text) in BOUNDS.into_iter().zip(SECONDS) {
             assert_eq!(text.parse::<f64>().map(|seconds| (seconds * 1e9).round() as u64), Ok(bound));
         }
     }
 
     #[test]
-    fn what_a_scraper_accepts() {
-        // As Prometheus 2.42 sends it.
+    fn accept_headers_of_scrapers() {
+        // Sent by Prometheus 2.42.
         let prometheus = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,\
                           text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
         for accept in [
