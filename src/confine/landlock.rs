@@ -1,8 +1,8 @@
-//! Confining workers to the files that they need, with Landlock (landlock(7)).
+//! Restricts processes to the files that they need, with Landlock (landlock(7)).
 //!
-//! What a kernel of 5.13 can do is demanded: a server that is told to confine its workers does not run without. What
-//! later kernels can do beyond that, such as guarding against truncation, is used where it is there. Nothing but files
-//! is confined: not the network, not signals. Of a stranger ([`Files::of_stranger`]) both are, as far as the kernel can.
+//! The rights of Linux 5.13 are required: without them the server does not start. Later ones, such as truncation, are used
+//! if the kernel has them. Only files are restricted; for an untrusted handler ([`Files::of_untrusted`]) also network and
+//! signals, if the kernel can.
 
 use std::ffi::OsString;
 use std::io;
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Landlock};
 
-/// What the C library, the dynamic linker and the worker itself read. What is not there is passed over.
+/// Files that the C library, the dynamic linker and the worker itself read. Missing ones are ignored.
 const SYSTEM: [&str; 24] = [
     "/lib",
     "/lib32",
@@ -43,44 +43,45 @@ const SYSTEM: [&str; 24] = [
     "/proc",
     "/sys/devices/system/cpu",
 ];
-/// Where programs (CGI) find interpreters, tools and their settings.
+/// Where CGI programs find interpreters, tools and their settings.
 const PROGRAMS: [&str; 5] = ["/bin", "/etc", "/opt", "/sbin", "/usr"];
-/// May be written, too.
+/// Devices that may also be written.
 const SINKS: [&str; 2] = ["/dev/null", "/dev/zero"];
-/// The newest whose rights about files are known here.
-const NEWEST: ABI = ABI::V5;
-/// The newest whose rights about the network and signals are known.
-const NEWEST_OF_ALL: ABI = ABI::V6;
+/// The newest version whose file rights are used.
+const FILES_ABI: ABI = ABI::V5;
+/// The newest version whose network rights and scopes are used.
+const NETWORK_ABI: ABI = ABI::V6;
 
-/// Whether workers can be confined as wanted. [supervisor, before fork]
+/// Checks that the kernel can enforce the configured restrictions. [supervisor, before fork]
 pub(super) fn check(config: &Config) -> Result<(), String> {
     let Some(_) = config.landlock else { return Ok(()) };
     rules().map(drop).map_err(|error| format!("landlock: this kernel cannot confine workers: {error}"))
 }
 
-/// The files that a process may use, as it sees them: below its root, if it has one of its own.
+/// The files that a process may use. Paths are relative to its root, if it is changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Files {
-    /// Beside those of the system.
+    /// Besides those in `SYSTEM`.
     read: Vec<OsString>,
+    /// Besides those in `SINKS`.
     write: Vec<OsString>,
-    /// Neither TCP, abstract sockets nor signals to others; as far as the kernel can.
-    is_alone: bool,
+    /// No TCP, abstract sockets, or signals to other processes, if the kernel can.
+    is_isolated: bool,
 }
 
 impl Files {
-    /// All may be read, nothing written, and nobody reached.
-    pub fn of_stranger() -> Self {
-        Self { read: vec!["/".into()], write: Vec::new(), is_alone: true }
+    /// Reads all files, writes none, and is isolated.
+    pub fn of_untrusted() -> Self {
+        Self { read: vec!["/".into()], write: Vec::new(), is_isolated: true }
     }
 
-    /// The directories of the configuration and these handlers, if it limits files at all.
+    /// The directories of the configuration and these handlers; `None`: files are not restricted.
     pub fn of<'a>(config: &'a Config, handlers: impl IntoIterator<Item = &'a PathBuf>) -> Option<Self> {
         let handlers = [&config.handlers].into_iter().chain(handlers);
         Self::new(config, handlers.map(|path| config.inside(path).into_owned().into()))
     }
 
-    /// The same for programs: no handlers, but whatever else is installed.
+    /// The same for CGI programs: installed programs instead of handlers.
     pub fn of_programs(config: &Config) -> Option<Self> {
         Self::new(config, PROGRAMS.into_iter().map(Into::into))
     }
@@ -89,19 +90,18 @@ impl Files {
         let Landlock { read, write } = config.landlock.as_ref()?;
         let inside = |path: &PathBuf| config.inside(path).into_owned().into_os_string();
         let read = config.document_root.iter().chain(read).map(inside).chain(more).collect();
-        Some(Self { read, write: write.iter().map(inside).collect(), is_alone: false })
+        Some(Self { read, write: write.iter().map(inside).collect(), is_isolated: false })
     }
 
-    /// Confines this process and all it starts to these, for good. The last thing before handlers are loaded. [worker or
-    /// probe, one thread]
+    /// Restricts this process and its future children, irrevocably. [worker or probe, one thread]
     pub(super) fn confine(&self) -> io::Result<()> {
         let readable = self.read.iter().map(Path::new).chain(SYSTEM.map(Path::new));
         let writable = self.write.iter().map(Path::new).chain(SINKS.map(Path::new));
         let confine = || {
-            let rules = if self.is_alone { rules_for_strangers()? } else { rules()? };
+            let rules = if self.is_isolated { isolating_rules()? } else { rules()? };
             let rules = rules
-                .add_rules(path_beneath_rules(readable, AccessFs::from_read(NEWEST)))?
-                .add_rules(path_beneath_rules(writable, AccessFs::from_all(NEWEST)))?;
+                .add_rules(path_beneath_rules(readable, AccessFs::from_read(FILES_ABI)))?
+                .add_rules(path_beneath_rules(writable, AccessFs::from_all(FILES_ABI)))?;
             rules.restrict_self()
         };
         confine()
@@ -110,22 +110,22 @@ impl Files {
     }
 }
 
-/// Rules that allow nothing yet, and less.
-fn rules_for_strangers() -> Result<RulesetCreated, landlock::RulesetError> {
+/// Rules that allow no files, no network and no signals, if the kernel can.
+fn isolating_rules() -> Result<RulesetCreated, landlock::RulesetError> {
     Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
-        .handle_access(AccessFs::from_all(NEWEST))?
-        .handle_access(AccessNet::from_all(NEWEST_OF_ALL))?
-        .scope(Scope::from_all(NEWEST_OF_ALL))?
+        .handle_access(AccessFs::from_all(FILES_ABI))?
+        .handle_access(AccessNet::from_all(NETWORK_ABI))?
+        .scope(Scope::from_all(NETWORK_ABI))?
         .create()
 }
 
-/// Rules that allow nothing yet.
+/// Rules that allow no files.
 fn rules() -> Result<RulesetCreated, landlock::RulesetError> {
     Ruleset::default()
         .set_compatibility(CompatLevel::HardRequirement)
         .handle_access(AccessFs::from_all(ABI::V1))?
         .set_compatibility(CompatLevel::BestEffort)
-        .handle_access(AccessFs::from_all(NEWEST))?
+        .handle_access(AccessFs::from_all(FILES_ABI))?
         .create()
 }

@@ -1,6 +1,6 @@
-//! What a process gives up before the code of a handler runs in it: limits, root directory, groups, group, user, all
-//! capabilities, files, and system calls, always in this order, and with no way back. In a worker just after fork, and in a
-//! probe. Looks no name up: the configuration has numbers.
+//! Confines a process before the code of a handler runs in it: resource limits, root directory, groups, group, user,
+//! capabilities, files, system calls, always in this order, and irrevocably. Used in a worker after the fork, and in a
+//! probe. Looks up no names: the configuration has numeric ids.
 
 #![allow(unsafe_code)]
 
@@ -31,13 +31,13 @@ const LIMITED: [(Resource, &str); 4] = [
     (Resource::RLIMIT_NPROC, "max_processes"),
 ];
 
-/// Whether this machine can confine workers as wanted. [supervisor, before fork]
+/// Checks that the kernel can confine workers as configured. [supervisor, before fork]
 pub fn check(config: &Config) -> Result<(), String> {
     landlock::check(config)?;
     seccomp::check(config)
 }
 
-/// How the processes of a pool are confined, as values: a probe reads it from a pipe.
+/// How the processes of a pool are confined. Serialized, since a probe reads it from a pipe.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Confinement {
     /// Name of the pool, for errors.
@@ -46,48 +46,48 @@ pub struct Confinement {
     /// Added to the nice value.
     nice: i32,
     root: Option<OsString>,
-    /// The first one is the group of the process; none: as it is.
+    /// The first one is the primary group; none: unchanged.
     groups: Vec<u32>,
     user: Option<u32>,
     files: Option<Files>,
     /// Whether its system calls are filtered.
     seccomp: bool,
-    /// Of a process with another user: it may read all files even so, and nothing more.
+    /// Whether a process with another user keeps CAP_DAC_READ_SEARCH.
     reads_all: bool,
 }
 
-/// The user of a stranger, where there is a choice: one that has no files, and no other processes. The pid is added.
-const NOBODY_ELSE: u32 = 0x7000_0000;
-/// Where there is no such user, as in most containers: nobody, on all Linux systems.
+/// The pid is added to this: the id of a user without files and other processes, for an untrusted handler.
+const UNUSED_USERS: u32 = 0x7000_0000;
+/// The user for it if that id is not mapped, as in most containers: nobody on all Linux systems.
 const NOBODY: u32 = 65534;
-/// Processes and threads of a stranger, beside those that its user has already.
-const STRANGERS: u64 = 256;
-/// Processor time of each of its processes.
-const STRANGE_TIME: Duration = Duration::from_secs(60);
+/// Maximum processes and threads of an untrusted handler, besides those of its user.
+const UNTRUSTED_PROCESSES: u64 = 256;
+/// Maximum CPU time of each of its processes.
+const UNTRUSTED_CPU: Duration = Duration::from_secs(60);
 
 impl Confinement {
-    /// Of a process with a handler that nobody vouches for, which is examined: it reads what this process may read, writes
-    /// nothing, reaches nobody, and has no more than so many processes.
-    pub fn of_stranger() -> Self {
-        let users = [NOBODY_ELSE.saturating_add(std::process::id()), NOBODY];
+    /// For a process that examines an untrusted handler: it reads what this process may read, writes nothing, has no
+    /// network, and a limited number of processes.
+    pub fn of_untrusted() -> Self {
+        let users = [UNUSED_USERS.saturating_add(std::process::id()), NOBODY];
         let user = users.into_iter().find(|user| geteuid().is_root() && is_mapped(*user));
         let of_user = user.unwrap_or_else(|| geteuid().as_raw());
-        // Root has no limit.
-        let processes = (of_user != 0).then(|| threads_of(of_user) + STRANGERS);
+        // RLIMIT_NPROC does not apply to root.
+        let processes = (of_user != 0).then(|| threads_of(of_user) + UNTRUSTED_PROCESSES);
         Self {
             pool: "check".to_owned(),
-            limits: [None, None, Some(STRANGE_TIME.as_secs()), processes],
+            limits: [None, None, Some(UNTRUSTED_CPU.as_secs()), processes],
             nice: 0,
             root: None,
             groups: user.into_iter().collect(),
             user,
-            files: Some(Files::of_stranger()),
+            files: Some(Files::of_untrusted()),
             seccomp: true,
             reads_all: user.is_some(),
         }
     }
 
-    /// That of the pool with this number. The files that it may use are not limited yet.
+    /// For the pool with this number. Files are not restricted yet: see [`with_files`](Self::with_files).
     pub fn of(config: &Config, pool: usize) -> Option<Self> {
         let root = config.daemon.chroot.as_ref().map(|root| root.clone().into());
         config.pools.get(pool).map(|pool| Self {
@@ -108,7 +108,7 @@ impl Confinement {
         })
     }
 
-    /// That of gateways: of the default pool, with a user of their own where they have one.
+    /// For gateways: that of the default pool, with their own user and groups if configured.
     pub fn of_gateways(config: &Config) -> Option<Self> {
         let own = &config.gateway;
         Self::of(config, 0).map(|shared| match (own.user, &own.groups[..]) {
@@ -121,7 +121,7 @@ impl Confinement {
         })
     }
 
-    /// That of the process that runs programs: as the default pool, with a user of its own if it has one.
+    /// For the process that runs CGI programs: that of the default pool, with its own user and groups if configured.
     pub fn of_programs(config: &Config) -> Option<Self> {
         let confinement = Self { files: Files::of_programs(config), ..Self::of(config, 0)? };
         let Some(cgi) = config.cgi.as_ref().filter(|cgi| cgi.user.is_some()) else {
@@ -131,12 +131,12 @@ impl Confinement {
         Some(Self { pool: "cgi".to_owned(), user: cgi.user.map(Uid::as_raw), groups, ..confinement })
     }
 
-    /// The same, limited to these handlers and what else the configuration names, if it limits files at all.
+    /// The same, restricted to these handlers and the files in the configuration, if it restricts files.
     pub fn with_files<'a>(self, config: &'a Config, handlers: impl IntoIterator<Item = &'a PathBuf>) -> Self {
         Self { files: Files::of(config, handlers), ..self }
     }
 
-    /// Confines this process. The error names the pool and what was refused. [worker or probe, one thread]
+    /// Confines this process. The error names the pool and the step that failed. [worker or probe, one thread]
     pub fn enter(&self) -> io::Result<()> {
         self.limit()?;
         if let Some(root) = &self.root {
@@ -153,14 +153,14 @@ impl Confinement {
                 .map_err(|error| self.failed("capabilities")(errno(error)))?;
             setuid(Uid::from_raw(user)).map_err(self.failed("user"))?;
         }
-        // Capabilities that a server without root was started with are the supervisor's.
+        // A server without root may have been started with capabilities: only the supervisor keeps them.
         if self.user.is_some() || !geteuid().is_root() {
             let kept = if self.reads_all { CapabilitySet::DAC_READ_SEARCH } else { CapabilitySet::empty() };
             drop_capabilities(kept).map_err(self.failed("capabilities"))?;
         }
         if self.user.is_some() {
             set_no_new_privs().map_err(self.failed("no_new_privs"))?;
-            // A change of the user takes it away, and with it core dumps.
+            // The change of the user has cleared this flag, without which there are no core dumps.
             set_dumpable(true).map_err(self.failed("dumpable"))?;
         }
         self.files.as_ref().map_or(Ok(()), Files::confine)?;
@@ -174,17 +174,17 @@ impl Confinement {
         }
     }
 
-    /// First, since a user may not raise what was limited.
+    /// Sets the resource limits and the nice value, before the user loses the right to.
     fn limit(&self) -> io::Result<()> {
         for ((resource, name), limit) in LIMITED.into_iter().zip(self.limits) {
             if let Some(limit) = limit {
-                // Only root could raise it; what is wanted is an upper bound.
+                // Only root could raise the hard limit; a lower one is fine.
                 let (_, hard) = getrlimit(resource).map_err(self.failed(name))?;
                 setrlimit(resource, limit.min(hard), limit.min(hard)).map_err(self.failed(name))?;
             }
         }
         if self.nice != 0 {
-            // SAFETY: getpriority and setpriority of this process only read and write a number.
+            // SAFETY: getpriority and setpriority only read and write the nice value of this process.
             let result = unsafe {
                 let now = libc::getpriority(libc::PRIO_PROCESS, 0);
                 libc::setpriority(libc::PRIO_PROCESS, 0, now + self.nice)
@@ -197,11 +197,10 @@ impl Confinement {
 
 fn enter_root(root: &Path) -> nix::Result<()> {
     chroot(root)?;
-    chdir("/") // chroot(2) leaves the current directory where it is, outside
+    chdir("/") // chroot(2) does not change the current directory, which is outside
 }
 
-/// Takes from the bounding set whatever may be taken. Without CAP_SETPCAP that is nothing, which no_new_privs makes up
-/// for.
+/// Empties the bounding set. Fails without CAP_SETPCAP; then no_new_privs has the same effect.
 fn empty_bounding_set() {
     let each = (0..u64::BITS).map(|bit| CapabilitySet::from_bits_retain(1 << bit));
     for capability in
@@ -211,12 +210,12 @@ fn empty_bounding_set() {
     }
 }
 
-/// Leaves no other capability in the effective, permitted, inheritable and ambient sets: to have less is always allowed. What
-/// is so already is not asked for, which a system call filter may refuse.
+/// Removes all other capabilities from the effective, permitted, inheritable and ambient sets. If there are none, it makes no
+/// call, since a system call filter may deny that.
 fn drop_capabilities(kept: CapabilitySet) -> nix::Result<()> {
     let kept = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
     let drop = || match rustix::thread::capabilities(None)? {
-        has if has == kept => Ok(()), // nor is there an ambient one, which would have to be inheritable
+        has if has == kept => Ok(()), // the ambient set is empty, too: it is a subset of the inheritable one
         _ => rustix::thread::set_capabilities(None, kept),
     };
     drop().map_err(errno)
@@ -226,7 +225,7 @@ fn errno(error: rustix::io::Errno) -> Errno {
     Errno::from_raw(error.raw_os_error())
 }
 
-/// Whether this user, and the group with the same number, exist in the namespace of this process (user_namespaces(7)).
+/// Whether this user id, and the same group id, are mapped in this user namespace (user_namespaces(7)).
 fn is_mapped(id: u32) -> bool {
     let is_in = |map: &str| {
         std::fs::read_to_string(map).is_ok_and(|map| {
@@ -244,7 +243,7 @@ fn is_mapped(id: u32) -> bool {
     is_in("/proc/self/uid_map") && is_in("/proc/self/gid_map")
 }
 
-/// Processes and threads of a user.
+/// Number of threads of all processes of a user.
 fn threads_of(user: u32) -> u64 {
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let of_user = processes.filter(|process| process.metadata().is_ok_and(|process| process.uid() == user));

@@ -1,6 +1,6 @@
-//! Keeping workers from the system calls with which a process leaves its confinement or reaches seldom used parts of the
-//! kernel, with a filter (seccomp(2)). Names what is denied, not what is allowed, since a handler may need anything else.
-//! What is denied fails with EPERM, in all that the process starts as well.
+//! A system call filter (seccomp(2)) that denies calls with which a process could leave its confinement, or which reach
+//! rarely used parts of the kernel. It is a deny list, since handlers may need any other call. Denied calls fail with EPERM,
+//! also in child processes.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,8 +12,7 @@ use seccompiler::{
 
 use crate::config::Config;
 
-/// What is denied, in groups; wshd(8) has the same list. process_vm_readv(2) is not among it: the rescue looks at
-/// memory with it.
+/// Denied calls, in groups; wshd(8) has the same list. process_vm_readv(2) is allowed: the rescue reads memory with it.
 #[rustfmt::skip]
 const DENIED: &[(&str, libc::c_long)] = &[
     // Other processes.
@@ -49,7 +48,7 @@ const DENIED: &[(&str, libc::c_long)] = &[
     ("setns", libc::SYS_setns),
     ("umount2", libc::SYS_umount2),
     ("unshare", libc::SYS_unshare),
-    // Parts of the kernel with a history of holes. What io_uring does is seen by no filter.
+    // Parts of the kernel with a history of vulnerabilities. Operations of io_uring bypass the filter.
     ("add_key", libc::SYS_add_key),
     ("bpf", libc::SYS_bpf),
     ("fanotify_init", libc::SYS_fanotify_init),
@@ -85,7 +84,7 @@ const DENIED: &[(&str, libc::c_long)] = &[
     ("vhangup", libc::SYS_vhangup),
 ];
 
-/// With one of these clone(2) makes a namespace.
+/// Flags with which clone(2) creates a namespace.
 const NAMESPACES: [i32; 7] = [
     libc::CLONE_NEWCGROUP,
     libc::CLONE_NEWIPC,
@@ -96,12 +95,12 @@ const NAMESPACES: [i32; 7] = [
     libc::CLONE_NEWUTS,
 ];
 
-/// The second name of each call on x86-64: __X32_SYSCALL_BIT.
+/// The bit of the second number of each call on x86-64: __X32_SYSCALL_BIT.
 const X32: Option<libc::c_long> = if cfg!(target_arch = "x86_64") { Some(0x4000_0000) } else { None };
-/// Those that have only this one: ptrace, kexec_load, process_vm_writev.
+/// Numbers of calls whose x32 variant is numbered differently: ptrace, kexec_load, process_vm_writev.
 const X32_ONLY: [libc::c_long; 3] = [521, 528, 540];
 
-/// Whether workers can be kept from system calls as wanted. [supervisor, before fork]
+/// Checks that the kernel can filter system calls, if configured. [supervisor, before fork]
 pub(super) fn check(config: &Config) -> Result<(), String> {
     if !config.pools.iter().any(|pool| pool.seccomp) {
         return Ok(());
@@ -111,8 +110,8 @@ pub(super) fn check(config: &Config) -> Result<(), String> {
     rustix::thread::secure_computing_mode().map(drop).map_err(|error| cannot(error.to_string()))
 }
 
-/// Filters the system calls of this process and all that it starts, for good. The last thing before handlers are loaded.
-/// [worker or probe, one thread]
+/// Filters the system calls of this process and its future children, irrevocably. The last step of confinement. [worker or
+/// probe, one thread]
 pub(super) fn confine() -> io::Result<()> {
     let failed = |why: String| io::Error::other(format!("seccomp: {why}"));
     for program in programs().map_err(|error| failed(error.to_string()))? {
@@ -121,7 +120,8 @@ pub(super) fn confine() -> io::Result<()> {
     Ok(())
 }
 
-/// Flags of clone3(2) are out of reach of a filter. It does not exist, so that the C library uses clone(2).
+/// The two filters. The second one denies clone3(2), whose flags a filter cannot read, with ENOSYS: the C library falls back
+/// to clone(2).
 fn programs() -> Result<[BpfProgram; 2], BackendError> {
     let mut denied: BTreeMap<_, _> = DENIED.iter().flat_map(|(_, call)| names(*call)).collect();
     if let Some(bit) = X32 {
@@ -153,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_manual_names_what_is_denied() {
+    fn the_manual_names_the_denied_calls() {
         let manual = include_str!("../../man/wshd.8");
         let missing: Vec<&str> = DENIED
             .iter()

@@ -89,7 +89,7 @@ impl Check {
     ) -> io::Result<Exit> {
         process::adopt_orphans()?;
         let files = expand(&self.files, log)?;
-        let confinement = (!self.trusted).then(Confinement::of_stranger);
+        let confinement = (!self.trusted).then(Confinement::of_untrusted);
         let mut all = load(&files, config, confinement.as_ref());
         if self.faults {
             inject_faults(&mut all, config, confinement.as_ref())?;

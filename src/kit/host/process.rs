@@ -124,7 +124,7 @@ fn prepare() -> io::Result<()> {
 }
 
 /// Kills all children of this process and their orphans, and returns their number. Children that keep forking are bounded
-/// by [`Confinement::of_stranger`](crate::confine::Confinement::of_stranger); after [`MAX_ROUNDS`] this gives up.
+/// by [`Confinement::of_untrusted`](crate::confine::Confinement::of_untrusted); after [`MAX_ROUNDS`] this gives up.
 pub fn kill_children() -> usize {
     orphans::kill_all_but(&BTreeSet::new(), MAX_ROUNDS)
 }
