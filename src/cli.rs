@@ -17,7 +17,7 @@ use crate::ctl;
 use crate::kit::Kit;
 use crate::kit::check::Check;
 use crate::settings::legacy::{IGNORED, Ignored};
-use crate::settings::{self, Flag, Kind, Place, Places, Scope, Setting, effective::Effective, resolve};
+use crate::settings::{self, Flag, Kind, Location, Scope, Setting, Values, effective::Effective, resolve};
 
 /// The command to run.
 #[derive(Debug)]
@@ -229,17 +229,17 @@ fn option(setting: &'static Setting) -> Arg {
 }
 
 /// The settings on the command line.
-fn given(matches: &ArgMatches) -> Result<Places, Error> {
-    let mut places = Places::default();
+fn given(matches: &ArgMatches) -> Result<Values, Error> {
+    let mut values = Values::default();
     for setting in settings::in_scope(Scope::Server).filter(|setting| setting.flag != Flag::No) {
         for text in matches.get_many::<String>(setting.name).into_iter().flatten() {
-            places.add_on_line(setting, text, Place::Line(format!("--{}", setting.option())))?;
+            values.add_on_line(setting, text, Location::Line(format!("--{}", setting.option())))?;
         }
     }
     for text in matches.get_many::<String>("o").into_iter().flatten() {
-        places.add_option(text)?;
+        values.add_option(text)?;
     }
-    Ok(places)
+    Ok(values)
 }
 
 /// An unknown option may be a setting without an option: the error says how to give it.

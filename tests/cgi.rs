@@ -357,7 +357,7 @@ fn a_server_without_directories_of_programs_serves_files() {
     assert_eq!(get(&server, "/cgi/a").body, b"file");
     server.stop();
     for (args, expected) in [
-        (&["--cgi-paths", "/cgi"][..], "--cgi-paths: expected document_root beside it"),
+        (&["--cgi-paths", "/cgi"][..], "--cgi-paths: needs document_root"),
         (&["--cgi-paths", "/../x", "-d", "/"], "expected directories relative to the document root"),
     ] {
         let output = daemon::run(args);

@@ -205,7 +205,7 @@ fn a_file_includes_others() {
         (
             "more.conf",
             "[handler.'/echo']",
-            "DIR/more.conf:1: handler.\"/echo\": another file has a table for it, too",
+            "DIR/more.conf:1: handler.\"/echo\": it already has a table in another file",
         ),
         (
             "more.conf",

@@ -1,5 +1,5 @@
-//! Users and groups: names and numbers become ids, once, before the first fork; a process that has given up its
-//! rights or its root directory need not look anything up.
+//! Users and groups: names and numbers are looked up once, before the first fork; a process that has given up its
+//! privileges or changed its root directory could not.
 
 use std::ffi::CString;
 
@@ -12,16 +12,16 @@ use super::outside;
 #[derive(Clone, Debug)]
 pub struct Account {
     uid: Uid,
-    /// All groups of the user, the first one first; none if the system does not know the user.
+    /// All groups of the user, the primary one first; none: the user is not in the database.
     groups: Vec<Gid>,
 }
 
-/// The ids of a process that is to run as this user, this group or both: with a group, that alone; without, all groups
-/// of the user. No groups: as the server.
+/// The user and groups of a process for which this user, this group or both are configured: that group only, otherwise all
+/// groups of the user. No groups: those of the server.
 pub fn identity(user: Option<Account>, group: Option<Gid>) -> Result<(Option<Uid>, Vec<Gid>), String> {
     match (user, group) {
         (Some(Account { uid, groups }), None) if groups.is_empty() => {
-            Err(format!("expected a group beside it, as no user is known by the number {uid}"))
+            Err(format!("needs a group, as the user database has no user {uid}"))
         }
         (Some(Account { uid, groups }), None) => Ok((Some(uid), groups)),
         (user, group) => Ok((user.map(|account| account.uid), group.into_iter().collect())),
@@ -50,7 +50,7 @@ pub fn user(text: &str) -> Result<Account, String> {
     Ok(Account { uid: Uid::from_raw(uid), groups: groups.into_iter().map(Gid::from_raw).collect() })
 }
 
-/// A user, by name or number, who is to own a socket.
+/// The owner of a socket, by name or number.
 pub fn owner(text: &str) -> Result<Uid, String> {
     let expected = "expected the name or number of a user";
     let known = || {
@@ -60,17 +60,17 @@ pub fn owner(text: &str) -> Result<Uid, String> {
         })
     };
     let user = Uid::from_raw(id(text).map_or_else(known, Ok)?);
-    match may_give_away() || user == geteuid() {
+    match may_chown() || user == geteuid() {
         true => Ok(user),
         false => Err("expected to be root: only root can give a socket to another user".to_owned()),
     }
 }
 
-/// A group, by name or number, that is to have a socket.
+/// The group of a socket, by name or number.
 pub fn owning_group(text: &str) -> Result<Gid, String> {
     let group = any_group(text)?;
     let is_own = || group == getegid() || getgroups().is_ok_and(|groups| groups.contains(&group));
-    match may_give_away() || is_own() {
+    match may_chown() || is_own() {
         true => Ok(group),
         false => {
             Err("expected a group of the user of the server: see usermod(8), -a -G GROUP USER".to_owned())
@@ -78,8 +78,8 @@ pub fn owning_group(text: &str) -> Result<Gid, String> {
     }
 }
 
-/// Whether files can be given to anybody.
-fn may_give_away() -> bool {
+/// Whether this process can change the owner of files.
+fn may_chown() -> bool {
     geteuid().is_root() || capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::CHOWN))
 }
 
@@ -102,12 +102,12 @@ fn any_group(text: &str) -> Result<Gid, String> {
     Ok(Gid::from_raw(known))
 }
 
-/// The number of a user or group; the largest is no number to the kernel, but "leave as it is".
+/// The number of a user or group, except the largest, which means "unchanged" to the kernel.
 fn id(text: &str) -> Option<u32> {
     text.parse().ok().filter(|number| *number != u32::MAX)
 }
 
-/// What only root can do for workers.
+/// Fails unless this process is root.
 pub fn must_be_root(for_this: &str) -> Result<(), String> {
     match geteuid().is_root() {
         true => Ok(()),
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_replaces_all_those_of_the_user() {
+    fn a_group_replaces_all_groups_of_the_user() {
         let user = || Some(Account { uid: Uid::from_raw(7), groups: ids(&[7, 8, 9]) });
         assert_eq!(identity(user(), None), Ok((Some(Uid::from_raw(7)), ids(&[7, 8, 9]))));
         assert_eq!(identity(user(), Some(Gid::from_raw(5))), Ok((Some(Uid::from_raw(7)), ids(&[5]))));
@@ -134,9 +134,9 @@ mod tests {
     }
 
     #[test]
-    fn who_is_not_known_needs_a_group() {
+    fn an_unknown_user_needs_a_group() {
         let user = || Some(Account { uid: Uid::from_raw(4_000_000_000), groups: Vec::new() });
-        assert!(identity(user(), None).unwrap_err().starts_with("expected a group beside it"));
+        assert!(identity(user(), None).unwrap_err().starts_with("needs a group"));
         assert_eq!(identity(user(), Some(Gid::from_raw(1))).unwrap().1, ids(&[1]));
     }
 }

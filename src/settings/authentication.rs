@@ -1,31 +1,31 @@
-//! Which clients have to authenticate themselves: what the settings of the server, or those of a handler, say together. Reads the files
-//! that they name: they are secrets of the supervisor and of the workers that need them.
+//! Resolves the authentication settings of the server or of a handler to a policy. Reads the named files, with the privileges
+//! of the supervisor.
 
 use std::path::{Path, PathBuf};
 
-use super::{Error, Places, outside};
+use super::{Error, Values, outside};
 use crate::auth::{Passwords, Policy, TokenRules, Tokens};
 
 /// The settings of one table, as given.
 #[derive(Clone, Debug, Default)]
 pub struct Draft {
-    /// Whether passwords are asked for: only a check that there are some.
+    /// Whether passwords are required; only checks that there are some.
     pub basic: bool,
     /// A user and a password.
     pub credential: Option<Passwords>,
-    /// A file of users.
+    /// File of users.
     pub users: Option<PathBuf>,
-    /// What clients are told.
+    /// Realm of the challenge.
     pub realm: Option<String>,
-    /// A file with the key of tokens.
+    /// File with the key of tokens.
     pub key: Option<PathBuf>,
-    /// What tokens must be besides.
+    /// Further requirements for tokens.
     pub rules: TokenRules,
 }
 
 impl Draft {
-    /// What is asked, if anything is.
-    pub fn policy(self, given: &Places) -> Result<Option<Policy>, Error> {
+    /// The policy; `None`: no authentication.
+    pub fn policy(self, given: &Values) -> Result<Option<Policy>, Error> {
         let users =
             self.users.as_deref().map(users).transpose().map_err(|why| given.unusable("htpasswd", why))?;
         let passwords = match (self.credential, users) {
@@ -33,7 +33,7 @@ impl Draft {
             (credential, users) => credential.or(users),
         };
         if self.basic && passwords.is_none() {
-            let why = "expected basic_auth_credential or htpasswd beside it: there is no default password";
+            let why = "needs basic_auth_credential or htpasswd: there is no default password";
             return Err(given.wrong("basic_auth", why));
         }
         let tokens = match &self.key {
@@ -41,13 +41,13 @@ impl Draft {
             None => {
                 let rules = ["jwt_issuer", "jwt_audience", "jwt_query", "jwt_protocol"];
                 match rules.iter().find(|name| given.get(name).is_some()) {
-                    Some(name) => return Err(given.wrong(name, "expected jwt_key beside it")),
+                    Some(name) => return Err(given.wrong(name, "needs jwt_key")),
                     None => None,
                 }
             }
         };
         match (passwords, tokens, self.realm) {
-            (None, None, Some(_)) => Err(given.wrong("auth_realm", "expected htpasswd or jwt_key beside it")),
+            (None, None, Some(_)) => Err(given.wrong("auth_realm", "needs htpasswd or jwt_key")),
             (None, None, None) => Ok(None),
             (passwords, tokens, realm) => {
                 let realm = realm.unwrap_or_else(|| "wshd".to_owned());
@@ -64,26 +64,26 @@ fn users(path: &Path) -> Result<Passwords, String> {
 fn tokens(path: &Path, rules: TokenRules) -> Result<Tokens, String> {
     let key = outside::read(path)?;
     let tokens = Tokens::new(&key, rules)?;
-    // A secret makes tokens, so nobody else may read it; a public key may be read by all.
+    // With the secret, anybody could make tokens; a public key may be readable for all.
     if !key.starts_with(b"-----BEGIN") {
-        outside::closed(path)?;
+        outside::check_secret(path)?;
     }
     Ok(tokens)
 }
 
-/// It stands in a quoted string of a header.
+/// Checks a realm, which is sent in a quoted string.
 pub fn realm(text: &str) -> Result<String, String> {
-    let is_fit = |c: char| matches!(c, ' '..='~') && !matches!(c, '"' | '\\');
-    match !text.is_empty() && text.chars().all(is_fit) {
+    let is_valid = |c: char| matches!(c, ' '..='~') && !matches!(c, '"' | '\\');
+    match !text.is_empty() && text.chars().all(is_valid) {
         true => Ok(text.to_owned()),
         false => Err("expected printable ASCII without quotes and backslashes".to_owned()),
     }
 }
 
-/// A part of a request that clients write without quotes.
+/// Checks the name of a query parameter, or the prefix of a subprotocol.
 pub fn word(text: &str) -> Result<String, String> {
-    let is_fit = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',');
-    match is_fit {
+    let is_valid = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',');
+    match is_valid {
         true => Ok(text.to_owned()),
         false => Err("expected printable ASCII without spaces and commas".to_owned()),
     }
@@ -120,14 +120,14 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_asked_by_default() {
+    fn by_default_there_is_no_authentication() {
         let authentication = config("", &[]).unwrap().authentication;
         assert!(authentication.all.is_none() && authentication.of("/a").is_none());
         assert_eq!(authentication.failures, 10);
     }
 
     #[test]
-    fn a_handler_has_its_own_rules_or_none() {
+    fn a_handler_has_its_own_policy_or_none() {
         let dir = files();
         let text = "basic_auth_credential = 'ann:secret'\n[handler.'/a']\njwt_key = 'DIR/key'\nauth_realm = 'a'\n\
                     [handler.'/b']\nauth = false\n[handler.'/c']\nhandler_timeout = 0\n[handler.'/d']\n\
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn workers_have_the_secrets_of_their_handlers_only() {
+    fn workers_have_only_the_secrets_of_their_handlers() {
         let dir = files();
         let text = format!(
             "basic_auth_credential = 'ann:secret'\n[handler.'/a']\nisolation = 'pool'\njwt_key = '{0}/key'\n\
@@ -166,15 +166,15 @@ mod tests {
     }
 
     #[test]
-    fn options_that_are_wrong() {
+    fn invalid_settings() {
         let dir = files();
         write(dir.path().join("plain"), "ann:secret\n").unwrap();
-        let beside = "expected basic_auth_credential or htpasswd beside it: there is no default password";
+        let needs = "needs basic_auth_credential or htpasswd: there is no default password";
         for (text, expected) in [
-            ("basic_auth = true\n", format!("w.conf:1: basic_auth: {beside}")),
+            ("basic_auth = true\n", format!("w.conf:1: basic_auth: {needs}")),
             ("basic_auth_credential = 'ann'\n", "w.conf:1: basic_auth_credential = 'ann': expected user:password".to_owned()),
-            ("jwt_audience = 'a'\n", "w.conf:1: jwt_audience: expected jwt_key beside it".to_owned()),
-            ("auth_realm = 'a'\n", "w.conf:1: auth_realm: expected htpasswd or jwt_key beside it".to_owned()),
+            ("jwt_audience = 'a'\n", "w.conf:1: jwt_audience: needs jwt_key".to_owned()),
+            ("auth_realm = 'a'\n", "w.conf:1: auth_realm: needs htpasswd or jwt_key".to_owned()),
             ("htpasswd = 'DIR/no'\n", "w.conf:1: htpasswd = 'DIR/no': No such file or directory (os error 2)".to_owned()),
             (
                 "htpasswd = 'DIR/plain'\n",
@@ -188,7 +188,7 @@ mod tests {
             ),
             (
                 "[handler.'/a']\nauth = false\nhtpasswd = 'DIR/users'\n",
-                "w.conf:2: auth: expected no users and no key beside it".to_owned(),
+                "w.conf:2: auth: false cannot be combined with users or a key".to_owned(),
             ),
             (
                 "[handler.'/a']\nhtpasswd = 'DIR/no'\n",

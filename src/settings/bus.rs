@@ -1,5 +1,4 @@
-//! The engine behind the bus: what its settings say together. Reads the files that they name, with the rights of the
-//! supervisor.
+//! Resolves the settings of the engine of the bus. Reads the named files, with the privileges of the supervisor.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,32 +8,32 @@ use nkeys::KeyPair;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::{Error, Places, outside};
+use super::{Error, Values, outside};
 use crate::config::bus::{Credentials, Engine, Identity, Kind, Server, Tls};
 
-/// Longest prefix; bytes.
+/// Maximum bytes of the prefix.
 const MAX_PREFIX: usize = 64;
-/// Most servers.
+/// Maximum number of servers.
 const MAX_SERVERS: usize = 32;
 
 const URL: &str = "expected nats://, tls://, redis:// or rediss:// and HOST[:PORT]";
 
-/// As given.
+/// The settings as given.
 #[derive(Clone, Debug, Default)]
 pub struct Draft {
     /// The servers, if there is an engine.
     pub servers: Option<Servers>,
-    /// A file with a user and a password, or what NATS has.
+    /// File with user and password, or with credentials of NATS.
     pub credentials: Option<PathBuf>,
-    /// A file of certificates.
+    /// File of trusted certificates.
     pub ca: Option<PathBuf>,
-    /// A file of the certificate to show, with its chain.
+    /// File of the client certificate, with its chain.
     pub certificate: Option<PathBuf>,
-    /// A file of its key.
+    /// File of its private key.
     pub private_key: Option<PathBuf>,
-    /// What subjects begin with.
+    /// Prefix of subjects.
     pub prefix: String,
-    /// Bytes.
+    /// Maximum bytes queued in each direction.
     pub queue: usize,
 }
 
@@ -45,17 +44,17 @@ pub struct Servers {
     has_tls: bool,
     /// At least one.
     servers: Vec<Server>,
-    /// An address has a password, which an error must not show.
+    /// Whether an address has a password, which an error must not show.
     has_secret: bool,
 }
 
 /// The engine, if there is one.
-pub fn engine(draft: &Draft, given: &Places) -> Result<Option<Engine>, Error> {
+pub fn engine(draft: &Draft, given: &Values) -> Result<Option<Engine>, Error> {
     let Some(Servers { kind, has_tls, servers, has_secret }) = draft.servers.clone() else {
-        // The other two have defaults, which a file written by `wshd config` names.
+        // Not bus_prefix and bus_queue, whose defaults are in a file written by `wshd config`.
         let others = ["bus_credentials", "bus_ca", "bus_certificate", "bus_private_key"];
         return match others.iter().find(|name| given.get(name).is_some()) {
-            Some(name) => Err(given.wrong(name, "expected bus beside it")),
+            Some(name) => Err(given.wrong(name, "needs bus")),
             None => Ok(None),
         };
     };
@@ -70,8 +69,8 @@ pub fn engine(draft: &Draft, given: &Places) -> Result<Option<Engine>, Error> {
     Ok(Some(Engine { kind, tls, servers, prefix, credentials, queue }))
 }
 
-/// How TLS is spoken, if it is. Tried out, so that nothing wrong is found only when the bus connects.
-fn tls(draft: &Draft, has_tls: bool, given: &Places) -> Result<Option<Tls>, Error> {
+/// The TLS settings, if TLS is used. Builds the client once, so that errors are found before the bus connects.
+fn tls(draft: &Draft, has_tls: bool, given: &Values) -> Result<Option<Tls>, Error> {
     if !has_tls {
         let files = ["bus_ca", "bus_certificate", "bus_private_key"];
         return match files.iter().find(|name| given.get(name).is_some()) {
@@ -83,8 +82,8 @@ fn tls(draft: &Draft, has_tls: bool, given: &Places) -> Result<Option<Tls>, Erro
     let ca = ca.map_err(|why| given.unusable("bus_ca", why))?.unwrap_or_default();
     let identity = match (&draft.certificate, &draft.private_key) {
         (None, None) => None,
-        (Some(_), None) => return Err(given.wrong("bus_certificate", "expected bus_private_key beside it")),
-        (None, Some(_)) => return Err(given.wrong("bus_private_key", "expected bus_certificate beside it")),
+        (Some(_), None) => return Err(given.wrong("bus_certificate", "needs bus_private_key")),
+        (None, Some(_)) => return Err(given.wrong("bus_private_key", "needs bus_certificate")),
         (Some(certificate), Some(key)) => {
             let chain = certificates(certificate).map_err(|why| given.unusable("bus_certificate", why))?;
             let key = private_key(key).map_err(|why| given.unusable("bus_private_key", why))?;
@@ -97,7 +96,7 @@ fn tls(draft: &Draft, has_tls: bool, given: &Places) -> Result<Option<Tls>, Erro
     Ok(Some(tls))
 }
 
-/// Addresses of servers of one engine, with commas between.
+/// Parses addresses of servers of one engine, separated by commas.
 pub fn servers(texts: &[String]) -> Result<Servers, String> {
     let mut all: Option<Servers> = None;
     for url in texts.iter().flat_map(|text| text.split(',')) {
@@ -114,7 +113,7 @@ pub fn servers(texts: &[String]) -> Result<Servers, String> {
         .ok_or_else(|| format!("expected 1 to {MAX_SERVERS} servers"))
 }
 
-/// Its kind, whether with TLS, and whether credentials stood there.
+/// Parses an address: kind, whether with TLS, server, and whether it has credentials.
 fn server(url: &str) -> Result<(Kind, bool, Server, bool), String> {
     let (scheme, rest) = url.split_once("://").ok_or(URL)?;
     let (kind, has_tls) = match scheme {
@@ -144,7 +143,7 @@ fn server(url: &str) -> Result<(Kind, bool, Server, bool), String> {
     Ok((kind, has_tls, Server { host: host.to_owned(), port }, has_secret))
 }
 
-/// What subjects begin with: words with dots between.
+/// Checks the prefix of subjects: words separated by dots.
 pub fn prefix(text: &str) -> Result<String, String> {
     let is_word = |word: &str| {
         !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
@@ -194,7 +193,7 @@ fn is_seed(text: &str) -> bool {
 
 /// The text of a file that others must not be able to read.
 fn secret(path: &Path) -> Result<String, String> {
-    outside::closed(path)?;
+    outside::check_secret(path)?;
     outside::read_text(path)
 }
 
@@ -344,17 +343,17 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_go_together() {
-        fails("bus_ca = '/a'", "w.conf:1: bus_ca: expected bus beside it");
+    fn conflicting_settings() {
+        fails("bus_ca = '/a'", "w.conf:1: bus_ca: needs bus");
         let why = "expected no credentials in an address: give them in a file, bus_credentials";
         fails("bus = 'nats://b,nats://ann:secret@a'", &format!("w.conf:1: bus: {why}"));
         for name in ["bus_ca", "bus_certificate", "bus_private_key"] {
             let why = format!("w.conf:2: {name}: expected tls:// or rediss:// in bus");
             fails(&format!("bus = 'nats://a'\n{name} = '/ca'"), &why);
         }
-        let why = "w.conf:2: bus_certificate: expected bus_private_key beside it";
+        let why = "w.conf:2: bus_certificate: needs bus_private_key";
         fails("bus = 'tls://a'\nbus_certificate = '/a'", why);
-        let why = "w.conf:2: bus_private_key: expected bus_certificate beside it";
+        let why = "w.conf:2: bus_private_key: needs bus_certificate";
         fails("bus = 'tls://a'\nbus_private_key = '/a'", why);
         for wrong in ["", ".a", "a..b", "a b", "a*", &"a".repeat(65)] {
             assert!(prefix(wrong).is_err(), "{wrong}");

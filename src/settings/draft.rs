@@ -1,5 +1,5 @@
-//! What the entries of the table assign. Most go to the field of the configuration at once; the others are here until
-//! all are known, and `resolve` makes one of them.
+//! The target of the assignments in the table. Most settings are assigned to a field of the configuration; the others are
+//! collected here, and `resolve` combines them.
 
 use std::path::PathBuf;
 
@@ -10,90 +10,91 @@ use super::value::Host;
 use super::{authentication, bus, tls};
 use crate::config::{Cgi, Config, HandlerSettings, Listen, ListenerSettings, Pool, Processes};
 
-/// A configuration in the making, of the server, of a handler or of a pool.
+/// The settings of a scope: of the server, or of one handler, pool or listener. The fields marked "any" are those of the
+/// scope; in a handler, pool or listener they default to the server's.
 #[derive(Clone, Debug, Default)]
 pub struct Draft {
-    /// Of the server: what needs no further thought.
+    /// Server: settings that can be assigned directly.
     pub config: Config,
-    /// Of the handler, or the server's for those that say nothing else.
+    /// Any: settings of a handler.
     pub handler: HandlerSettings,
-    /// Of the listener, or the server's for those that say nothing else.
+    /// Any: settings of a listener.
     pub listener: ListenerSettings,
-    /// Of the listener: where.
+    /// Listener: its address.
     pub address: Option<Listen>,
-    /// Of the pool: limits. Of the server: what pools have that say nothing else.
+    /// Any: limits of a pool; of the server's only `seccomp`.
     pub pool: Pool,
-    /// Of the pool: processes for each connection.
+    /// Pool: per-connection processes.
     pub processes: Processes,
-    /// Of a pool, or the server's for those that say nothing else.
+    /// Any: user of a pool.
     pub user: Option<Account>,
-    /// The same.
+    /// Any: group of a pool.
     pub group: Option<Gid>,
-    /// Of the server; None: one for each core.
+    /// Number of workers; None: one for each core.
     pub workers: Option<usize>,
-    /// Addresses without ports, in the order given.
+    /// Addresses to listen on, without port, in the order given.
     pub hosts: Vec<Host>,
-    /// Of all of them.
+    /// Port of these addresses.
     pub port: u16,
-    /// The handler directory; None: one beside the program.
+    /// The handler directory; None: the default.
     pub handlers: Option<PathBuf>,
-    /// The lower mark of send queues; None: a quarter of the upper.
+    /// Low watermark of send queues; None: a quarter of the high one.
     pub send_low: Option<usize>,
-    /// Where crash records are written.
+    /// Directory of crash records.
     pub crash_dir: Option<PathBuf>,
-    /// Most bytes of a message in one.
+    /// Maximum bytes of a message in a crash record.
     pub crash_bytes: usize,
-    /// A file for the log.
+    /// File of the log.
     pub log_file: Option<PathBuf>,
-    /// Where the log goes instead.
+    /// Destination of the log; overrides the file.
     pub log_target: Option<Target>,
-    /// The socket of that.
+    /// Socket of that destination.
     pub log_socket: Option<PathBuf>,
-    /// A file for the access log, or `-`.
+    /// File of the access log, or `-`.
     pub access_log: Option<PathBuf>,
-    /// Whether workers are confined.
+    /// Whether the files of workers are restricted.
     pub landlock: bool,
-    /// What they may read then.
+    /// Files that they may read then.
     pub landlock_read: Vec<PathBuf>,
-    /// What they may write then.
+    /// Files that they may write then.
     pub landlock_write: Vec<PathBuf>,
-    /// The root directory of workers, as given.
+    /// Root directory of workers, as given.
     pub chroot: Option<PathBuf>,
-    /// Of a listener, or the server's for those that say nothing else: what its connections begin with.
+    /// Any: TLS and HTTP/2 of a listener.
     pub tls: tls::Draft,
-    /// The user that gateways run as.
+    /// User of gateways.
     pub gateway_user: Option<Account>,
-    /// With this group.
+    /// Group of gateways.
     pub gateway_group: Option<Gid>,
-    /// Number of gateways; None: half as many as cores.
+    /// Number of gateways; None: half the number of cores.
     pub gateways: Option<usize>,
-    /// Of the server or of a handler: who has to prove who they are.
+    /// Server or handler: authentication.
     pub policy: authentication::Draft,
-    /// Of a handler: nobody is asked.
+    /// Handler: no authentication.
     pub is_open: bool,
-    /// Of a handler: further resources that it serves.
+    /// Handler: further resources that it serves.
     pub resources: Vec<String>,
-    /// The engine behind the bus.
+    /// The engine of the bus.
     pub bus: bus::Draft,
-    /// Programs, if it has directories of them.
+    /// CGI programs, if it has directories.
     pub cgi: Cgi,
-    /// The user that they run as.
+    /// User of CGI programs.
     pub cgi_user: Option<Account>,
-    /// Of a handler: whose processes run it.
+    /// Handler: which processes run it.
     pub isolation: Isolation,
-    /// Of a handler: its pool, if it is named.
+    /// Handler: name of its pool, if given.
     pub pool_name: Option<String>,
 }
 
 impl Draft {
-    /// A pool whose table says nothing, with this server.
+    /// The draft of a pool without a table.
     pub fn pool_without_table(&self) -> Self {
         let pool = Pool { seccomp: self.pool.seccomp, ..Pool::default() };
         Self { pool, ..Self::default() }
     }
 }
 
-/// Where the log goes if not to a file.
+/// Destination of the log other than a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
     /// Standard error.
@@ -104,14 +105,14 @@ pub enum Target {
     Journald,
 }
 
-/// Whose processes run a handler.
+/// Which processes run a handler.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Isolation {
     /// The server's workers.
     #[default]
     Shared,
-    /// Workers of a pool.
+    /// The workers of a pool.
     Pool,
-    /// A process for each connection, of a pool.
+    /// A process for each connection, in a pool.
     Connection,
 }

@@ -1,26 +1,26 @@
-//! The configuration in force as a file that can be read again: all settings of the server, and what the tables say.
+//! Prints the configuration in force as a configuration file: all settings of the server, and the tables.
 
+use super::given::GivenValue;
 use super::include::KEY as INCLUDE;
 use super::listeners::HOSTS;
-use super::places::Given;
-use super::{Default, Kind, Places, Scope, Setting, table};
+use super::{Default, Kind, Scope, Setting, Values, table};
 
-/// What stands for a secret.
+/// Replaces secrets.
 const MASKED: &str = "\"***\"";
 
-/// What was given, and where nothing was, the defaults.
+/// The values of a configuration.
 #[derive(Clone, Debug, std::default::Default)]
 pub struct Effective {
-    /// Of the server, with the values of those whose default depends on the machine.
-    pub server: Places,
-    /// The tables: heading, scope, and what they say.
-    pub tables: Vec<(String, Scope, Places)>,
-    /// The settings of the handlers themselves, by resource.
+    /// Given values of the server, and the defaults that depend on the machine.
+    pub server: Values,
+    /// The tables: heading, scope and values.
+    pub tables: Vec<(String, Scope, Values)>,
+    /// The handlers' own settings, by resource.
     pub own: Vec<(String, Vec<(String, String)>)>,
 }
 
 impl Effective {
-    /// As TOML. Without secrets: what a handler's own settings say is not shown, nor are passwords.
+    /// The configuration as TOML. Unless `with_secrets`, passwords and handlers' own settings are masked.
     pub fn to_toml(&self, with_secrets: bool) -> String {
         let mut text = String::new();
         let has_listeners = self.tables.iter().any(|(_, scope, _)| *scope == Scope::Listener);
@@ -65,7 +65,7 @@ impl Effective {
     }
 }
 
-fn line(setting: &Setting, given: &Given, with_secrets: bool) -> String {
+fn line(setting: &Setting, given: &GivenValue, with_secrets: bool) -> String {
     let value = match setting.kind {
         Kind::Secret(..) if !with_secrets => MASKED.to_owned(),
         _ => value(setting, &given.texts),
@@ -84,7 +84,7 @@ fn value(setting: &Setting, texts: &[String]) -> String {
     }
 }
 
-/// A basic string of TOML. JSON escapes the same, but for DEL.
+/// A basic string of TOML: escaped as in JSON, and DEL.
 pub fn string(text: &str) -> String {
     serde_json::Value::from(text).to_string().replace('\u{7f}', "\\u007F")
 }
@@ -96,7 +96,7 @@ mod tests {
     use crate::settings::tests::config;
 
     #[test]
-    fn what_is_printed_can_be_read_again_and_is_the_same() {
+    fn the_printed_configuration_reads_back_as_the_same() {
         for text in [
             "",
             "[[listener]]\naddress = '127.0.0.1:1'\nqueue = 7\nconsole = false\n[[listener]]\naddress = 'unix:/s'\nmode = '0600'\n",

@@ -1,5 +1,5 @@
-//! Configuration files as they are written: TOML with the place of each key. Knows no setting but by the table; refuses
-//! what the table does not have, with file, line, key and what was expected.
+//! Parses configuration files: TOML, with the location of each key. The table says which keys there are; an error has file,
+//! line, key and what was expected.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeInteger, DeString, DeTable, DeValue};
 
-use super::places::Given;
-use super::{Error, Kind, Place, Places, Scope, Setting, find, outside, similar};
+use super::given::GivenValue;
+use super::{Error, Kind, Location, Scope, Setting, Values, find, outside, similar};
 
 /// The text of a configuration file.
 #[derive(Debug)]
@@ -17,7 +17,7 @@ pub struct File {
     text: String,
 }
 
-/// A key and its value where they stand in the file.
+/// A key and its value, with their spans in the file.
 pub type Entry<'t, 'f> = (&'t Spanned<DeString<'f>>, &'t Spanned<DeValue<'f>>);
 
 impl File {
@@ -27,22 +27,22 @@ impl File {
         Ok(Self { path: path.to_owned(), text: outside::read_text(path).map_err(wrong)? })
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// As it was read.
+    /// Its text.
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// The whole of it.
+    /// Parses it.
     pub fn parse(&self) -> Result<DeTable<'_>, Error> {
         let document = DeTable::parse(&self.text).map_err(|error| {
             let span = error.span().unwrap_or_default();
             let message = error.message().replace('\n', ", ");
-            // The parser does not say which key.
+            // The message of the parser lacks the key.
             let key = self.text.get(span.clone()).filter(|_| message.starts_with("duplicate key"));
             let key = key.map_or(String::new(), |key| format!(" {key}"));
             Error::Config(format!("{}: {message}{key}", self.line(span)))
@@ -50,9 +50,9 @@ impl File {
         Ok(document.into_inner())
     }
 
-    /// Where a key stands.
-    pub fn place(&self, span: Range<usize>, key: &str) -> Place {
-        Place::File(format!("{}: {key}", self.line(span)))
+    /// The location of a key.
+    pub fn location(&self, span: Range<usize>, key: &str) -> Location {
+        Location::File(format!("{}: {key}", self.line(span)))
     }
 
     fn line(&self, span: Range<usize>) -> String {
@@ -60,7 +60,7 @@ impl File {
         format!("{}:{}", self.path.display(), before.filter(|b| *b == b'\n').count() + 1)
     }
 
-    /// The tables in a table, such as all `[pool.NAME]`: their names and entries. None is fine.
+    /// The tables in a table, such as all `[pool.NAME]`: names and entries.
     pub fn tables<'t, 'f>(
         &self,
         document: &'t DeTable<'f>,
@@ -75,7 +75,7 @@ impl File {
         inner.collect()
     }
 
-    /// The table that a value must be.
+    /// The value, which must be a table.
     pub fn table<'t, 'f>(
         &self,
         key: &str,
@@ -83,43 +83,46 @@ impl File {
         expected: &str,
     ) -> Result<&'t DeTable<'f>, Error> {
         let wrong =
-            || self.place(value.span(), key).wrong(format!("expected {expected}, not {}", kind(value)));
+            || self.location(value.span(), key).wrong(format!("expected {expected}, not {}", kind(value)));
         value.get_ref().as_table().ok_or_else(wrong)
     }
 
-    /// The values of these keys, which are settings of this table of the file. Their types are right, not their texts.
+    /// The values of these keys, which must be settings of this scope. Checks their types, not their texts.
     pub fn values<'t, 'f: 't>(
         &self,
         entries: impl IntoIterator<Item = Entry<'t, 'f>>,
         scope: Scope,
-    ) -> Result<Places, Error> {
-        let mut values = Places::default();
+    ) -> Result<Values, Error> {
+        let mut values = Values::default();
         for (key, value) in entries {
             let name: &str = key.get_ref();
             let Some(setting) = find(scope, name) else {
                 if scope == Scope::Server && matches!(value.get_ref(), DeValue::Table(_)) {
                     let why = "no such table, expected [handler.\"/RESOURCE\"], [pool.NAME] or [[listener]]";
-                    return Err(self.place(key.span(), name).wrong(why));
+                    return Err(self.location(key.span(), name).wrong(why));
                 }
                 let why = format!("no such key, {}", similar(scope, name));
-                return Err(self.place(key.span(), name).wrong(why));
+                return Err(self.location(key.span(), name).wrong(why));
             };
             let texts = texts(setting, value).map_err(|expected| {
-                // Of an array, the element.
+                // In an array, the element of a wrong type.
                 let elements = value.get_ref().as_array().into_iter().flat_map(|array| array.iter());
                 let element = elements.filter(|_| matches!(setting.kind, Kind::List(..)));
                 let wrong = element.into_iter().find(|element| element.get_ref().as_str().is_none());
                 let wrong = wrong.unwrap_or(value);
-                self.place(wrong.span(), name).wrong(format!("expected {expected}, not {}", kind(wrong)))
+                self.location(wrong.span(), name).wrong(format!("expected {expected}, not {}", kind(wrong)))
             })?;
             let written = self.text.get(value.span()).unwrap_or_default().to_owned();
-            values.insert(setting.name, Given { texts, written, place: self.place(key.span(), name) });
+            values.insert(
+                setting.name,
+                GivenValue { texts, written, location: self.location(key.span(), name) },
+            );
         }
         Ok(values)
     }
 }
 
-/// A value as text, one for each element of a list; the error says what was expected.
+/// The text of a value, or of each element of a list; the error says what was expected.
 fn texts(setting: &Setting, value: &Spanned<DeValue<'_>>) -> Result<Vec<String>, &'static str> {
     let text = match (&setting.kind, value.get_ref()) {
         (Kind::Flag(_), DeValue::Boolean(is_on)) => is_on.to_string(),
@@ -127,7 +130,7 @@ fn texts(setting: &Setting, value: &Spanned<DeValue<'_>>) -> Result<Vec<String>,
             Kind::Count(..) | Kind::Size(..) | Kind::Time(..) | Kind::NameOrNumber(..),
             DeValue::Integer(number),
         ) => decimal(number),
-        // So that a time can be switched off as others can.
+        // So that 0 is a time here, too.
         (Kind::Text("TIME", _), DeValue::Integer(number)) => decimal(number),
         (Kind::Flag(_), _) => return Err("true or false"),
         (Kind::Count(..), _) => return Err("an integer"),
@@ -146,13 +149,13 @@ fn texts(setting: &Setting, value: &Spanned<DeValue<'_>>) -> Result<Vec<String>,
     Ok(vec![text])
 }
 
-/// However the number is written in the file; as it is there if it is larger than any.
+/// A number in decimal notation; unchanged if it is too large.
 pub fn decimal(number: &DeInteger<'_>) -> String {
     let value = i128::from_str_radix(number.as_str(), number.radix());
     value.map_or_else(|_| number.to_string(), |value| value.to_string())
 }
 
-/// A value's type, for errors.
+/// The type of a value, for errors.
 pub fn kind(value: &Spanned<DeValue<'_>>) -> String {
     match value.get_ref() {
         DeValue::Array(values) if values.is_empty() => "an empty array".to_owned(),

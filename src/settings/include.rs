@@ -1,4 +1,4 @@
-//! The files of a configuration: the one that is named and those that it includes.
+//! The files of a configuration: the named one, and those that it includes.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -7,15 +7,15 @@ use std::path::{Path, PathBuf};
 use toml::de::DeTable;
 
 use super::file::File;
-use super::places::Given;
+use super::given::GivenValue;
 use super::{Error, Scope, outside};
 
 /// The key that names other files.
 pub const KEY: &str = "include";
-/// The most files of a configuration.
+/// Maximum number of files of a configuration.
 const MAX_FILES: usize = 256;
 
-/// Reads them all: a file stands before those that it includes.
+/// Reads all files; each precedes those that it includes.
 pub fn read(path: &Path) -> Result<Vec<File>, Error> {
     let mut files = Files::default();
     files.read(path, &mut Vec::new(), None)?;
@@ -30,8 +30,8 @@ struct Files {
 }
 
 impl Files {
-    /// `above` are the real paths of the files through which this one is included, by the key that was given.
-    fn read(&mut self, path: &Path, above: &mut Vec<PathBuf>, by: Option<&Given>) -> Result<(), Error> {
+    /// `above` are the real paths of the including files, `by` the key that includes this one.
+    fn read(&mut self, path: &Path, above: &mut Vec<PathBuf>, by: Option<&GivenValue>) -> Result<(), Error> {
         let file = File::read(path).map_err(|error| match by {
             Some(by) => by.refused(error),
             None => error,
@@ -65,15 +65,15 @@ impl Files {
     }
 }
 
-/// What a file includes.
-fn included(file: &File, document: &DeTable<'_>) -> Result<Option<Given>, Error> {
+/// The `include` of a file.
+fn included(file: &File, document: &DeTable<'_>) -> Result<Option<GivenValue>, Error> {
     let entry = document.iter().find(|(key, _)| key.get_ref() == KEY);
     let values = file.values(entry, Scope::Server)?;
     Ok(values.get(KEY).cloned())
 }
 
-/// The files that a pattern stands for, seen from the directory of the file that it stands in. A name without a pattern
-/// has to be there.
+/// The files that match a pattern, relative to the directory of the including file. A name without wildcards is returned
+/// whether it exists or not.
 fn matching(by: &Path, pattern: &str) -> Result<Vec<PathBuf>, String> {
     let path = by.parent().unwrap_or(Path::new("")).join(pattern);
     if !pattern.contains(['*', '?', '[']) {

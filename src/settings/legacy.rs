@@ -1,16 +1,16 @@
-//! What mod_pywebsocket had and wshd has not: options that are accepted and do nothing, with what to use instead, and its
-//! configuration file, which is read as if each of its entries were an option.
+//! Compatibility with mod_pywebsocket: options that are ignored, with advice what to use instead, and its configuration file,
+//! whose entries are read like options.
 
 use std::path::Path;
 
 use super::file::File;
-use super::places::Given;
-use super::{Error, Kind, Place, Places, Scope, find, similar};
+use super::given::GivenValue;
+use super::{Error, Kind, Location, Scope, Values, find, similar};
 
-/// An option without meaning.
+/// An option that is ignored.
 #[derive(Debug)]
 pub struct Ignored {
-    /// As in the file.
+    /// Its name in the file.
     pub name: &'static str,
     /// Whether it has a value.
     pub takes_value: bool,
@@ -18,7 +18,7 @@ pub struct Ignored {
     advice: &'static str,
 }
 
-/// All of them.
+/// All ignored options.
 pub const IGNORED: &[Ignored] = &[
     ignored("tls_module", true, "there is one TLS library; remove it"),
     ignored("strict", false, "frames and handshakes are always checked strictly; remove it"),
@@ -38,26 +38,26 @@ impl Ignored {
         self.name.replace('_', "-")
     }
 
-    /// What is said about it; `place` is where it was given.
-    pub fn warning(&self, place: &str) -> String {
-        format!("{place} is ignored: {}", self.advice)
+    /// The warning about it; `location` is where it was given.
+    pub fn warning(&self, location: &str) -> String {
+        format!("{location} is ignored: {}", self.advice)
     }
 }
 
 /// The section of its configuration file.
 const SECTION: &str = "[pywebsocket]";
 
-/// A configuration file as mod_pywebsocket has it: what it sets, and warnings.
+/// A configuration file of mod_pywebsocket.
 #[derive(Debug, Default)]
 pub struct Legacy {
-    /// Its entries that mean something.
-    pub values: Places,
-    /// About the others.
+    /// Its values.
+    pub values: Values,
+    /// Warnings about ignored entries.
     pub warnings: Vec<String>,
 }
 
 impl Legacy {
-    /// Reads such a file; `None` if it is another.
+    /// Reads such a file; `None`: it has another format.
     pub fn read(path: &Path) -> Result<Option<Self>, Error> {
         let file = File::read(path)?;
         let is_blank = |line: &&str| line.is_empty() || line.starts_with(['#', ';']);
@@ -82,26 +82,26 @@ impl Legacy {
         let (name, value) = line.split_once(['=', ':']).ok_or_else(|| wrong("expected NAME = VALUE"))?;
         let name = name.trim().to_lowercase().replace('-', "_");
         let value = value.trim().replace("%%", "%");
-        let place = Place::File(format!("{at}: {name}"));
+        let location = Location::File(format!("{at}: {name}"));
         if let Some(ignored) = IGNORED.iter().find(|ignored| ignored.name == name) {
-            self.warnings.push(ignored.warning(&place.to_string()));
+            self.warnings.push(ignored.warning(&location.to_string()));
             return Ok(());
         }
         let Some(setting) = find(Scope::Server, &name) else {
-            return Err(place.wrong(format!("no such key, {}", similar(Scope::Server, &name))));
+            return Err(location.wrong(format!("no such key, {}", similar(Scope::Server, &name))));
         };
         let text = match (&setting.kind, value.to_lowercase().as_str()) {
             (Kind::Flag(_), "false" | "no" | "off" | "0") => {
-                let why = "mod_pywebsocket takes this for true, as any value: remove the line, or write true";
-                return Err(place.wrong(why));
+                let why = "mod_pywebsocket takes any value for true: remove the line, or write true";
+                return Err(location.wrong(why));
             }
             (Kind::Flag(_), _) => "true".to_owned(),
             _ => value.clone(),
         };
         if self.values.get(setting.name).is_some() {
-            return Err(place.wrong("it is already given"));
+            return Err(location.wrong("it is already given"));
         }
-        self.values.insert(setting.name, Given { texts: vec![text], written: value, place });
+        self.values.insert(setting.name, GivenValue { texts: vec![text], written: value, location });
         Ok(())
     }
 }
@@ -113,11 +113,11 @@ mod tests {
 
     #[test]
     fn its_configuration_file_is_read() {
-        let text = "# as of old\n\n[pywebsocket]\nPort = 81\nlog-level: debug\nallow_handlers_outside_root_dir=True\n\
+        let text = "# comment\n\n[pywebsocket]\nPort = 81\nlog-level: debug\nallow_handlers_outside_root_dir=True\n\
                     ; more\nstrict = yes\ntls_module = ssl\nserver_host=::1\nauth_realm = 100%%\n\
                     basic_auth_credential = a:b:c\n";
         let found = config(text, &["port=82"]).unwrap();
-        assert_eq!(found.listen[0].to_string(), "[::1]:82", "the command line wins");
+        assert_eq!(found.listen[0].to_string(), "[::1]:82", "the command line overrides it");
         assert!(found.allow_outside);
         assert_eq!(found.authentication.all.as_ref().map(|policy| policy.realm.as_str()), Some("100%"));
         let ignored: Vec<&str> =
@@ -139,8 +139,7 @@ mod tests {
             ),
             (
                 "[pywebsocket]\nstrict_handlers = False\n",
-                "w.conf:2: strict_handlers: mod_pywebsocket takes this for true, as any value: remove the line, or \
-                 write true",
+                "w.conf:2: strict_handlers: mod_pywebsocket takes any value for true: remove the line, or write true",
             ),
             ("[pywebsocket]\nport = x\n", "w.conf:2: port = x: expected an integer from 0 to 65535"),
         ] {

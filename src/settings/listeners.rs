@@ -1,4 +1,4 @@
-//! The tables `[[listener]]` of the configuration file: an address each, with what is of it alone.
+//! The tables `[[listener]]` of the configuration file: addresses with settings of their own.
 
 use toml::de::{DeTable, DeValue};
 
@@ -11,10 +11,10 @@ use crate::config::{Config, Listen};
 
 /// The key of these tables.
 const KEY: &str = "listener";
-/// The key that they replace, unless it is given.
+/// The key whose default does not apply if there are such tables.
 pub const HOSTS: &str = "server_host";
 
-/// Reads those of all files into the configuration. With any, the server listens on `server_host` only if that is given.
+/// Reads the tables of all files into the configuration. With any, the server listens on `server_host` only if it is given.
 pub fn read(
     documents: &[(&File, DeTable<'_>)],
     server: &Draft,
@@ -23,24 +23,24 @@ pub fn read(
 ) -> Result<(), Error> {
     for (file, document) in documents {
         let Some(value) = document.get(KEY) else { continue };
-        let place = file.place(value.span(), KEY);
+        let location = file.location(value.span(), KEY);
         let DeValue::Array(tables) = value.get_ref() else {
-            return Err(place.wrong(format!("expected tables [[{KEY}]], not {}", kind(value))));
+            return Err(location.wrong(format!("expected tables [[{KEY}]], not {}", kind(value))));
         };
         for table in tables.iter() {
-            let place = file.place(table.span(), KEY);
+            let location = file.location(table.span(), KEY);
             let given = file.values(file.table(KEY, table, "a table")?.iter(), Scope::Listener)?;
             let (listener, tls) = (server.listener.clone(), server.tls.clone());
             let mut draft = Draft { listener, tls, ..Draft::default() };
             assign(&given, Scope::Listener, &mut draft)?;
-            let listen = draft.address.ok_or_else(|| place.wrong("expected an address"))?;
+            let listen = draft.address.ok_or_else(|| location.wrong("expected an address"))?;
             if config.listener_of.iter().any(|(known, _)| *known == listen) {
-                return Err(given.wrong("address", format!("{listen} has a table already")));
+                return Err(given.wrong("address", format!("{listen} already has a table")));
             }
             let of_files = ["mode", "owner", "group"];
             let of_file = of_files.into_iter().find(|name| given.get(name).is_some());
             if let (Listen::Tcp { .. }, Some(name)) = (&listen, of_file) {
-                return Err(given.wrong(name, "expected an address unix:/PATH beside it"));
+                return Err(given.wrong(name, "needs an address unix:/PATH"));
             }
             tls::listener(draft.tls, &given, &listen, config)?;
             effective.tables.push((format!("[[{KEY}]]"), Scope::Listener, given));

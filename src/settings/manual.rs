@@ -1,4 +1,4 @@
-//! The parts of wshd(8) and wshd.conf(5) that the table makes, in mdoc.
+//! Generates parts of wshd(8) and wshd.conf(5) from the table, in mdoc.
 
 use super::{Default, Flag, Kind, Scope, Setting, in_scope, table};
 

@@ -1,13 +1,12 @@
 //! The one table of settings. It feeds the command line, `-o`, the configuration file, `--help`, `wshd config` and the
 //! generated parts of wshd(8) and wshd.conf(5).
 //!
-//! To add a setting: write ONE entry in the file of [`table`] that it belongs to. Its `kind` holds its type, its range
-//! and the function that assigns it to a field of [`Config`](crate::config::Config) (or of
-//! [`HandlerSettings`](crate::config::HandlerSettings) or `Pool`), or, if it has to be seen together with others first,
-//! to a field of [`Draft`], which [`resolve`] turns into a `Config`. Its `scopes` say in which tables of the file it may
-//! stand; one that is of the server and of a handler is the server's value for every handler that has none of its own.
-//! Leave `flag` out: then it is a key of the file, and `-o NAME=VALUE` on the command line. Then
-//! `UPDATE_MANUALS=1 cargo test --test manuals` writes it into the manual pages; nothing else is to be done.
+//! To add a setting, add one entry to a file of [`table`]. Its `kind` holds its type, its range and the function that assigns
+//! it to a field of [`Config`](crate::config::Config) (or of [`HandlerSettings`](crate::config::HandlerSettings) or `Pool`);
+//! if it depends on others, to a field of [`Draft`], which [`resolve`] turns into a `Config`. Its `scopes` are the tables of
+//! the file that may have it; if they include the server and the handler, the server's value is the default for handlers.
+//! With `Flag::No` it is a key of the file, and `-o NAME=VALUE` on the command line. Then
+//! `UPDATE_MANUALS=1 cargo test --test manuals` writes it into the manual pages.
 
 pub mod account;
 pub mod authentication;
@@ -15,12 +14,12 @@ pub mod bus;
 pub mod draft;
 pub mod effective;
 pub mod file;
+pub mod given;
 mod include;
 pub mod legacy;
 mod listeners;
 pub mod manual;
 pub mod outside;
-pub mod places;
 mod pools;
 pub mod resolve;
 pub mod table;
@@ -32,24 +31,24 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use self::draft::Draft;
-pub use self::places::{Error, Place, Places};
+pub use self::given::{Error, Location, Values};
 
 /// An entry of the table.
 #[derive(Debug)]
 pub struct Setting {
     /// Its key in the file; the option has `-` for `_`.
     pub name: &'static str,
-    /// Where it may stand; never empty.
+    /// The tables that may have it; never empty.
     pub scopes: &'static [Scope],
-    /// Type, range, and what it assigns.
+    /// Type, range, and the function that assigns it.
     pub kind: Kind,
-    /// Its value where it is not given.
+    /// Its value if it is not given.
     pub default: Default,
-    /// Whether it is an option by name.
+    /// How the command line spells it.
     pub flag: Flag,
     /// One sentence, without full stop.
     pub help: &'static str,
-    /// What the manual says after this sentence, in mdoc; may be empty.
+    /// Further text for the manual, in mdoc; may be empty.
     pub more: &'static str,
 }
 
@@ -82,11 +81,11 @@ pub enum Flag {
 pub enum Default {
     /// This value, as in the file.
     Is(&'static str),
-    /// Nothing is assigned: what that means, for people.
+    /// Nothing is assigned; the text says what that means.
     Unset(&'static str),
 }
 
-/// The type of a setting, and the function that assigns it. Those with a name call their value so in help and manual.
+/// The type of a setting, and the function that assigns it. The string is the name of its value in help and manual.
 #[derive(Debug)]
 pub enum Kind {
     /// true or false.
@@ -99,13 +98,13 @@ pub enum Kind {
     Time(Zero, fn(&mut Draft, Duration)),
     /// A file or directory.
     Path(&'static str, fn(&mut Draft, PathBuf)),
-    /// One of these words; the function says whether it knows the word.
+    /// One of these words; the function returns whether it knows the word.
     Choice(&'static str, &'static [&'static str], fn(&mut Draft, &str) -> bool),
-    /// A text. The function says what it expected instead.
+    /// A text. The error says what was expected.
     Text(&'static str, fn(&mut Draft, &str) -> Result<(), String>),
-    /// The same, which is shown to nobody.
+    /// A text that is masked when the configuration is printed.
     Secret(&'static str, fn(&mut Draft, &str) -> Result<(), String>),
-    /// A name, or the number that stands for it.
+    /// A name or a number.
     NameOrNumber(&'static str, fn(&mut Draft, &str) -> Result<(), String>),
     /// Several texts.
     List(&'static str, fn(&mut Draft, &[String]) -> Result<(), String>),
@@ -114,9 +113,9 @@ pub enum Kind {
 /// Whether a time may be 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Zero {
-    /// It switches the limit off.
+    /// 0 disables the limit.
     Off,
-    /// The limit cannot be off.
+    /// The limit cannot be disabled.
     Wrong,
 }
 
@@ -131,7 +130,7 @@ impl Setting {
         self.scopes.contains(&scope)
     }
 
-    /// Assigns what is given, which is not empty; an error says what was expected.
+    /// Assigns a value, which is not empty; the error says what was expected.
     pub fn assign(&self, texts: &[String], draft: &mut Draft) -> Result<(), String> {
         if let Kind::List(_, set) = self.kind {
             return set(draft, texts);
@@ -174,7 +173,7 @@ impl Setting {
 }
 
 impl Kind {
-    /// What its value is called.
+    /// The name of its value in help and manual.
     pub fn value(&self) -> &'static str {
         match self {
             Kind::Flag(_) => "BOOLEAN",
@@ -201,7 +200,7 @@ pub fn in_scope(scope: Scope) -> impl Iterator<Item = &'static Setting> {
     table::GROUPS.iter().flat_map(|group| group.settings).filter(move |setting| setting.is_in(scope))
 }
 
-/// What a name that does not exist could have been.
+/// Suggests a setting for an unknown name.
 pub fn similar(scope: Scope, name: &str) -> String {
     let name = name.replace('-', "_");
     let known = in_scope(scope).map(|setting| (strsim::jaro_winkler(setting.name, &name), setting.name));

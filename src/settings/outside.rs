@@ -1,6 +1,6 @@
-//! What settings name outside of the process: files, directories, users and groups. Whether they are there, and what is in
-//! them, a disk or a name server may have to be waited for: a child of the supervisor asks the system, and the supervisor
-//! resolves the same settings again with the child's answers.
+//! Queries of the system that settings need: files, directories, users and groups. A disk or a name server may be slow, so a
+//! child of the supervisor makes them and records the answers; the supervisor then resolves the same settings with these
+//! answers, without blocking.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -16,35 +16,35 @@ use serde_json::Value;
 
 use crate::config::secret;
 
-/// The largest file that is read; bytes.
+/// Maximum size of a file; bytes.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// By question; an error in its words.
+/// Answers by question; an error as text.
 pub type Answers = BTreeMap<String, Result<Value, String>>;
 
 enum Source {
     System,
-    /// The system, and its answers are kept.
-    Kept(Answers),
-    /// These and no others.
-    Given(Answers),
+    /// The system; its answers are recorded.
+    Record(Answers),
+    /// Recorded answers only.
+    Replay(Answers),
 }
 
 thread_local! {
     static SOURCE: RefCell<Source> = const { RefCell::new(Source::System) };
 }
 
-/// Has `work` ask the system; also what the answers were.
+/// Runs `work`, which asks the system; returns the answers, too.
 pub fn record<R>(work: impl FnOnce() -> R) -> (R, Answers) {
-    match with(Source::Kept(Answers::new()), work) {
-        (result, Source::Kept(answers)) => (result, answers),
+    match with(Source::Record(Answers::new()), work) {
+        (result, Source::Record(answers)) => (result, answers),
         (result, _) => (result, Answers::new()),
     }
 }
 
-/// Has `work` get these answers.
+/// Runs `work` with recorded answers.
 pub fn replay<R>(answers: Answers, work: impl FnOnce() -> R) -> R {
-    with(Source::Given(answers), work).0
+    with(Source::Replay(answers), work).0
 }
 
 fn with<R>(source: Source, work: impl FnOnce() -> R) -> (R, Source) {
@@ -53,7 +53,7 @@ fn with<R>(source: Source, work: impl FnOnce() -> R) -> (R, Source) {
     (result, SOURCE.replace(Source::System))
 }
 
-/// Asks the system, or whatever stands in for it.
+/// Asks the system, or looks up the recorded answer.
 pub fn ask<T: Serialize + DeserializeOwned>(
     question: String,
     system: impl FnOnce() -> Result<T, String>,
@@ -61,22 +61,22 @@ pub fn ask<T: Serialize + DeserializeOwned>(
     let unreadable = |error: serde_json::Error| format!("{question}: {error}");
     SOURCE.with_borrow_mut(|source| match source {
         Source::System => system(),
-        Source::Kept(answers) => {
+        Source::Record(answers) => {
             let answer = system();
-            let kept = answer.as_ref().map_err(String::clone);
-            let kept = kept.and_then(|answer| serde_json::to_value(answer).map_err(unreadable));
-            answers.insert(question.clone(), kept);
+            let recorded = answer.as_ref().map_err(String::clone);
+            let recorded = recorded.and_then(|answer| serde_json::to_value(answer).map_err(unreadable));
+            answers.insert(question.clone(), recorded);
             answer
         }
-        Source::Given(answers) => match answers.get(&question) {
+        Source::Replay(answers) => match answers.get(&question) {
             Some(Ok(answer)) => T::deserialize(answer).map_err(unreadable),
             Some(Err(why)) => Err(why.clone()),
-            None => Err(format!("{question}: not known")),
+            None => Err(format!("{question}: no recorded answer")),
         },
     })
 }
 
-/// The content of a file, which has a bound.
+/// Reads a file of at most [`MAX_BYTES`].
 pub fn read(path: &Path) -> Result<Vec<u8>, String> {
     let text = ask(format!("read {path:?}"), || {
         let mut bytes = Vec::new();
@@ -90,13 +90,13 @@ pub fn read(path: &Path) -> Result<Vec<u8>, String> {
     Ok(to_bytes(&text))
 }
 
-/// The same, which has to be UTF-8.
+/// Reads a file of UTF-8.
 pub fn read_text(path: &Path) -> Result<String, String> {
     String::from_utf8(read(path)?).map_err(|_| "expected UTF-8".to_owned())
 }
 
-/// Refuses a file with a secret that others can use.
-pub fn closed(path: &Path) -> Result<(), String> {
+/// Refuses a file with a secret that others can access.
+pub fn check_secret(path: &Path) -> Result<(), String> {
     ask(format!("closed {path:?}"), || secret::check_mode(path))
 }
 
@@ -110,7 +110,7 @@ pub fn exists(path: &Path) -> bool {
     ask(format!("exists {path:?}"), || Ok(path.exists())).unwrap_or(false)
 }
 
-/// The path without links.
+/// The path with symbolic links resolved.
 pub fn real(path: &Path) -> Result<PathBuf, String> {
     let text = ask(format!("real {path:?}"), || {
         path.canonicalize()
@@ -120,7 +120,7 @@ pub fn real(path: &Path) -> Result<PathBuf, String> {
     Ok(OsString::from_vec(to_bytes(&text)).into())
 }
 
-/// Any bytes as text: a character each.
+/// Any bytes as text, for JSON: one character per byte.
 pub fn to_text(bytes: &[u8]) -> String {
     bytes.iter().copied().map(char::from).collect()
 }
@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn answers_stand_in_for_the_system() {
+    fn recorded_answers_replace_the_system() {
         let dir = tempfile::tempdir().unwrap();
         let [file, none] = ["file", "none"].map(|name| dir.path().join(name));
         std::fs::write(&file, b"text \xff\0").unwrap();
@@ -151,6 +151,6 @@ mod tests {
         let again = replay(serde_json::from_str(&text).unwrap(), || (ask_all(), real(&path)));
         assert_eq!(again, first);
         assert!(!exists(&file) && read(&file).is_err(), "the system again");
-        assert!(replay(Answers::new(), || read(&file)).is_err_and(|why| why.ends_with("not known")));
+        assert!(replay(Answers::new(), || read(&file)).is_err_and(|why| why.ends_with("no recorded answer")));
     }
 }

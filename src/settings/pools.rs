@@ -1,5 +1,5 @@
-//! The tables `[handler."/RESOURCE"]` and `[pool.NAME]` of the configuration file: which pool of workers serves which
-//! resource, what these workers may do, and the handlers' own settings.
+//! The tables `[handler."/RESOURCE"]` and `[pool.NAME]` of the configuration file: which pool serves which resource, the
+//! limits of pools, and the handlers' own settings.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use super::file::{self, File};
 use super::resolve::assign;
 use super::table::pool::{check_nice, name as pool_name};
 use super::table::workers::MAX_WORKERS;
-use super::{Error, Place, Places, Scope};
+use super::{Error, Location, Scope, Values};
 use crate::config::{Config, Pool, Processes};
 
 /// The keys that are tables.
@@ -23,16 +23,15 @@ pub const TABLES: [&str; 3] = ["handler", "pool", "listener"];
 /// The table in a handler's table.
 const OWN: &str = "settings";
 
-/// What a pool's table says.
+/// The table of a pool.
 struct Table {
-    /// Where it stands.
-    place: Place,
-    given: Places,
+    location: Location,
+    given: Values,
     pool: Pool,
     processes: Processes,
 }
 
-/// Reads the tables of all files into the configuration; `server` is what the server's keys say.
+/// Reads the tables of all files into the configuration; `server` is the draft of the server.
 pub fn read(
     documents: &[(&File, DeTable<'_>)],
     server: &Draft,
@@ -42,12 +41,12 @@ pub fn read(
     let mut pools: BTreeMap<String, Table> = BTreeMap::new();
     for (file, document) in documents {
         for (name, table) in file.tables(document, "pool")? {
-            let place = file.place(name.span(), &format!("pool.\"{}\"", name.get_ref()));
-            pool_name(name.get_ref()).map_err(|expected| place.wrong(expected))?;
+            let location = file.location(name.span(), &format!("pool.\"{}\"", name.get_ref()));
+            pool_name(name.get_ref()).map_err(|expected| location.wrong(expected))?;
             if let Some(before) = pools.get(&**name.get_ref()) {
-                return Err(place.wrong(format!("it is already set at {}", before.place)));
+                return Err(location.wrong(format!("it is already set at {}", before.location)));
             }
-            let table = pool(file, name.get_ref(), table, place, server)?;
+            let table = pool(file, name.get_ref(), table, location, server)?;
             let heading = format!("[pool.{}]", string(name.get_ref()));
             effective.tables.push((heading, Scope::Pool, table.given.clone()));
             pools.insert(name.get_ref().to_string(), table);
@@ -55,9 +54,9 @@ pub fn read(
     }
     for (file, document) in documents {
         for (resource, table) in file.tables(document, "handler")? {
-            let place = file.place(resource.span(), &format!("handler.\"{}\"", resource.get_ref()));
+            let location = file.location(resource.span(), &format!("handler.\"{}\"", resource.get_ref()));
             if config.isolation.contains_key(&**resource.get_ref()) {
-                return Err(place.wrong("another file has a table for it, too"));
+                return Err(location.wrong("it already has a table in another file"));
             }
             let given = handler(file, resource, table, &pools, server, config)?;
             let heading = format!("[handler.{}]", string(resource.get_ref()));
@@ -72,8 +71,8 @@ pub fn read(
             pool.groups.clone_from(&default.groups);
         }
     }
-    if let Some((_, Table { place, .. })) = pools.iter().find(|(name, _)| config.pool(name).is_none()) {
-        return Err(place.wrong("expected a handler with isolation = \"pool\" for this pool"));
+    if let Some((_, Table { location, .. })) = pools.iter().find(|(name, _)| config.pool(name).is_none()) {
+        return Err(location.wrong("expected a handler with isolation = \"pool\" for this pool"));
     }
     match config.pools.iter().map(Pool::processes).sum() {
         0..=MAX_WORKERS => Ok(()),
@@ -84,7 +83,7 @@ pub fn read(
     }
 }
 
-/// What the table of a handler says goes into the configuration.
+/// Reads the table of a handler into the configuration.
 fn handler(
     file: &File,
     resource: &Spanned<DeString<'_>>,
@@ -92,28 +91,28 @@ fn handler(
     pools: &BTreeMap<String, Table>,
     server: &Draft,
     config: &mut Config,
-) -> Result<Places, Error> {
-    let place = file.place(resource.span(), &format!("handler.\"{}\"", resource.get_ref()));
+) -> Result<Values, Error> {
+    let location = file.location(resource.span(), &format!("handler.\"{}\"", resource.get_ref()));
     let resource: &str = resource.get_ref();
     let Some(own_name) = resource.strip_prefix('/') else {
-        return Err(place.wrong("expected a resource, which begins with /"));
+        return Err(location.wrong("expected a resource, which begins with /"));
     };
     let keys = table.iter().filter(|(key, _)| key.get_ref() != OWN);
     let given = file.values(keys, Scope::Handler)?;
     let mut draft = Draft { handler: server.handler.clone(), ..Draft::default() };
     assign(&given, Scope::Handler, &mut draft)?;
-    let at = |key: &str| given.get(key).map_or(&place, |given| &given.place);
+    let at = |key: &str| given.get(key).map_or(&location, |given| &given.location);
     let number = match (draft.isolation, &draft.pool_name) {
         (Isolation::Shared, None) => 0,
         (Isolation::Shared, Some(_)) => {
-            return Err(at("pool").wrong("expected isolation = \"pool\" beside it"));
+            return Err(at("pool").wrong("needs isolation = \"pool\""));
         }
         (_, Some(name)) if !pools.contains_key(name) => {
             return Err(given.unusable("pool", format!("expected a table [pool.\"{name}\"]")));
         }
         (isolation, name) => {
             let name = name.as_deref().unwrap_or(own_name);
-            pool_name(name).map_err(|expected| place.wrong(format!("its pool {name:?}: {expected}")))?;
+            pool_name(name).map_err(|expected| location.wrong(format!("its pool {name:?}: {expected}")))?;
             let pool = pool_for(isolation, name, pools.get(name), server)?;
             let number = config.pool(name).unwrap_or_else(|| {
                 config.pools.push(pool.clone());
@@ -128,13 +127,13 @@ fn handler(
     config.isolation.insert(resource.to_owned(), number);
     for further in draft.resources {
         if let Some(other) = config.resources.insert(further.clone(), resource.to_owned()) {
-            return Err(at("resources").wrong(format!("{further} is given to {other} already")));
+            return Err(at("resources").wrong(format!("{further} is already a resource of {other}")));
         }
     }
-    config.handler_of.insert(resource.to_owned(), draft.handler.sound());
+    config.handler_of.insert(resource.to_owned(), draft.handler.normalized());
     let policy = draft.policy.policy(&given)?.map(Arc::new);
     match (draft.is_open, &policy) {
-        (true, Some(_)) => return Err(at("auth").wrong("expected no users and no key beside it")),
+        (true, Some(_)) => return Err(at("auth").wrong("false cannot be combined with users or a key")),
         (false, None) => {}
         _ => drop(config.authentication.of.insert(resource.to_owned(), policy)),
     }
@@ -155,7 +154,7 @@ fn own_settings(file: &File, table: &DeTable<'_>) -> Result<Vec<(String, String)
             DeValue::Boolean(is_on) => is_on.to_string(),
             _ => {
                 let why = format!("expected a string, an integer or a boolean, not {}", file::kind(value));
-                return Err(file.place(value.span(), key.get_ref()).wrong(why));
+                return Err(file.location(value.span(), key.get_ref()).wrong(why));
             }
         };
         Ok((key.get_ref().to_string(), text))
@@ -167,39 +166,45 @@ fn own_settings(file: &File, table: &DeTable<'_>) -> Result<Vec<(String, String)
 fn pool_for(isolation: Isolation, name: &str, table: Option<&Table>, server: &Draft) -> Result<Pool, Error> {
     let Some(Table { pool, processes, given, .. }) = table else {
         let mut draft = server.pool_without_table();
-        assign(&Places::default(), Scope::Pool, &mut draft)?;
+        assign(&Values::default(), Scope::Pool, &mut draft)?;
         let children = (isolation == Isolation::Connection).then_some(draft.processes);
         return Ok(Pool { children, name: name.to_owned(), ..draft.pool });
     };
-    let place_of = |key: &str| given.get(key).map(|given| &given.place);
-    match (isolation, place_of("workers"), place_of("processes").or(place_of("spare"))) {
-        (Isolation::Connection, Some(place), _) => {
-            Err(place.wrong("expected processes instead, as its handlers have isolation = \"connection\""))
+    let location_of = |key: &str| given.get(key).map(|given| &given.location);
+    match (isolation, location_of("workers"), location_of("processes").or(location_of("spare"))) {
+        (Isolation::Connection, Some(location), _) => {
+            Err(location.wrong("expected processes instead, as its handlers have isolation = \"connection\""))
         }
         (Isolation::Connection, None, _) => Ok(Pool { children: Some(*processes), ..pool.clone() }),
-        (_, _, Some(place)) => {
-            Err(place.wrong("expected handlers with isolation = \"connection\" for this pool"))
+        (_, _, Some(location)) => {
+            Err(location.wrong("expected handlers with isolation = \"connection\" for this pool"))
         }
         _ => Ok(pool.clone()),
     }
 }
 
-fn pool(file: &File, name: &str, table: &DeTable<'_>, place: Place, server: &Draft) -> Result<Table, Error> {
+fn pool(
+    file: &File,
+    name: &str,
+    table: &DeTable<'_>,
+    location: Location,
+    server: &Draft,
+) -> Result<Table, Error> {
     let given = file.values(table.iter(), Scope::Pool)?;
     let mut draft = server.pool_without_table();
     assign(&given, Scope::Pool, &mut draft)?;
     let (user, groups) = identity(draft.user, draft.group).map_err(|why| given.wrong("user", why))?;
     check_nice(draft.pool.nice).map_err(|why| given.wrong("nice", why))?;
-    // The kernel counts by user, and root without end.
+    // RLIMIT_NPROC is per user, and does not apply to root.
     if draft.pool.max_processes.is_some() && user.is_none_or(Uid::is_root) {
-        return Err(given.wrong("max_processes", "expected a user other than root beside it"));
+        return Err(given.wrong("max_processes", "needs a user other than root"));
     }
     let Processes { spare, most } = draft.processes;
     if given.get("spare").is_some() && spare > most {
         return Err(given.wrong("spare", format!("expected no more than processes, which is {most}")));
     }
     let pool = Pool { name: name.to_owned(), user, groups, ..draft.pool };
-    Ok(Table { place, given, pool, processes: Processes { spare: spare.min(most), most } })
+    Ok(Table { location, given, pool, processes: Processes { spare: spare.min(most), most } })
 }
 
 #[cfg(test)]
@@ -216,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn without_tables_there_is_the_default_pool() {
+    fn without_tables_there_is_only_the_default_pool() {
         for config in [config("workers = 3", &[]).unwrap(), config("", &["workers=3"]).unwrap()] {
             assert_eq!(config.pools, [Pool::new("default", 3)]);
             assert_eq!((config.workers, config.all_workers(), config.pool_of("/x")), (3, 3, 0));
@@ -224,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn pools_have_a_name_or_that_of_the_resource() {
+    fn a_pool_is_named_or_has_the_name_of_the_resource() {
         let text = r#"
             workers = 2
             [handler."/a/b"]
@@ -255,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn pools_that_say_nothing_else_are_filtered_as_the_server_is() {
+    fn seccomp_of_a_pool_defaults_to_that_of_the_server() {
         let tables = "[handler.'/a']\nisolation = 'pool'\n[handler.'/b']\nisolation = 'pool'\n[pool.b]\n";
         for (server, pool, expected) in [
             ("", "", [false, false, false]),
@@ -290,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_that_are_wrong() {
+    fn invalid_limits() {
         for (line, expected) in [
             ("max_memory = '2000G'", "expected at most 1024G"),
             ("max_memory = 0", "expected at least 1"),
@@ -303,10 +308,7 @@ mod tests {
         ] {
             fails(&pool_with(line), &format!("w.conf:4: {line}: {expected}"));
         }
-        fails(
-            &pool_with("max_processes = 9"),
-            "w.conf:4: max_processes: expected a user other than root beside it",
-        );
+        fails(&pool_with("max_processes = 9"), "w.conf:4: max_processes: needs a user other than root");
         fails(&pool_with("memory = 1"), "w.conf:4: memory: no such key, did you mean max_memory?");
         let keys = "user, group, seccomp, workers, max_connections, nice, max_memory, max_files, max_cpu, max_processes, spare, \
                     processes";
@@ -333,7 +335,7 @@ mod tests {
         }
         fails(
             &pool_with("max_processes = 9\nuser = 0"),
-            "w.conf:4: max_processes: expected a user other than root beside it",
+            "w.conf:4: max_processes: needs a user other than root",
         );
         let pool = root("user = 4_000_000_000\ngroup = 4_000_000_001\nmax_processes = 9").unwrap();
         assert_eq!(pool.max_processes, Some(9));
@@ -341,7 +343,7 @@ mod tests {
         assert_eq!((pool.user, pool.groups), ids);
         assert_eq!(
             root("user = 4_000_000_000").unwrap_err(),
-            "w.conf:4: user: expected a group beside it, as no user is known by the number 4000000000"
+            "w.conf:4: user: needs a group, as the user database has no user 4000000000"
         );
         for (line, what) in [("user = 'no such'", "user"), ("group = 'no such'", "group")] {
             let expected = format!("w.conf:4: {line}: expected the name or number of a {what}");
@@ -378,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn handlers_that_are_wrong() {
+    fn invalid_handler_tables() {
         for (text, expected) in [
             ("[handler.a]", "1: handler.\"a\": expected a resource, which begins with /"),
             ("[handler.'/a']\nisolate = 1", "2: isolate: no such key, did you mean isolation?"),
@@ -406,7 +408,7 @@ mod tests {
             ("[handler.'/a']\nisolation = 1", "2: isolation: expected a string, not an integer"),
             (
                 "[handler.'/a']\nisolation = 'shared'\npool = 'a'\n[pool.a]",
-                "3: pool: expected isolation = \"pool\" beside it",
+                "3: pool: needs isolation = \"pool\"",
             ),
             (
                 "[handler.'/a']\nisolation = 'pool'\npool = 'b'",

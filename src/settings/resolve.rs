@@ -1,5 +1,5 @@
-//! From what was given to a [`Config`]: the values of the command line go over those of the file, both over the defaults;
-//! what has to be seen together is, and what is named has to be there.
+//! Resolves given values to a [`Config`]: the command line overrides the file, and both override the defaults. Checks
+//! values that depend on each other, and that named files exist.
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -13,27 +13,27 @@ use super::draft::{Draft, Target};
 use super::effective::Effective;
 use super::legacy::Legacy;
 use super::value::Host;
-use super::{Error, Kind, Places, Scope, bus, find, in_scope, include, listeners, outside, pools, tls};
+use super::{Error, Kind, Scope, Values, bus, find, in_scope, include, listeners, outside, pools, tls};
 use crate::config::{Cgi, Config, CrashRecords, Landlock, Listen, Pool};
 use crate::log::{AccessLog, Destination};
 
-/// Where a syslog daemon listens: `_PATH_LOG` of <syslog.h>.
+/// Socket of a syslog daemon: `_PATH_LOG` of <syslog.h>.
 const SYSLOG: &str = "/dev/log";
-/// Where systemd-journald listens: systemd.io/JOURNAL_NATIVE_PROTOCOL.
+/// Socket of systemd-journald: systemd.io/JOURNAL_NATIVE_PROTOCOL.
 const JOURNALD: &str = "/run/systemd/journal/socket";
-/// Stands for where the log goes.
+/// An access log with this path goes to the log.
 const SAME: &str = "-";
-/// What workers read in their root directory: where code is mapped, and which threads there are.
+/// A file that workers need in their root directory.
 const PROC: &str = "proc/self/maps";
 
-/// The configuration of a command line and the file that it names, and the same as it can be shown. `exe_dir` is where
-/// the program is, for the default of the handler directory.
+/// The configuration of a command line and the file that it names, and its printable form. `exe_dir` is the directory of
+/// the program, for the default of the handler directory.
 pub fn load(
-    line: Places,
+    line: Values,
     file: Option<&Path>,
     exe_dir: Option<PathBuf>,
 ) -> Result<(Config, Effective), Error> {
-    // Mistakes of the command line come first.
+    // Reports errors of the command line before those of the file.
     assign(&line, Scope::Server, &mut Draft::default())?;
     let legacy = file.map(Legacy::read).transpose()?.flatten();
     let files = file.filter(|_| legacy.is_none()).map(include::read).transpose()?.unwrap_or_default();
@@ -53,7 +53,7 @@ pub fn load(
     effective.server.set("websock_handlers", config.handlers.display().to_string());
     listeners::read(&documents, &draft, &mut config, &mut effective)?;
     if config.listeners().any(|listener| listener.proxy_protocol) && !config.admission.proxy.is_any() {
-        let why = "expected trust_proxy beside it, which says from whom";
+        let why = "needs trust_proxy, which names the proxies";
         return Err(effective.server.wrong("proxy_protocol", why));
     }
     pools::read(&documents, &draft, &mut config, &mut effective)?;
@@ -63,8 +63,9 @@ pub fn load(
     Ok((config, effective))
 }
 
-/// Assigns what was given, and else the defaults. Where a table can say what the server says, too, the draft has it.
-pub fn assign(given: &Places, scope: Scope, draft: &mut Draft) -> Result<(), Error> {
+/// Assigns the given values, and defaults for the others. In a table, a setting that the server has, too, keeps the value
+/// in the draft, which is the server's.
+pub fn assign(given: &Values, scope: Scope, draft: &mut Draft) -> Result<(), Error> {
     for setting in in_scope(scope) {
         match given.get(setting.name) {
             Some(given) => setting.assign(&given.texts, draft).map_err(|why| given.refused(why))?,
@@ -75,8 +76,8 @@ pub fn assign(given: &Places, scope: Scope, draft: &mut Draft) -> Result<(), Err
     Ok(())
 }
 
-/// The configuration without tables, and the draft that it was made of.
-fn server(given: &Places, exe_dir: Option<PathBuf>) -> Result<(Draft, Config), Error> {
+/// The configuration without tables, and its draft.
+fn server(given: &Values, exe_dir: Option<PathBuf>) -> Result<(Draft, Config), Error> {
     let mut draft = Draft::default();
     assign(given, Scope::Server, &mut draft)?;
     let mut config = draft.config.clone();
@@ -85,7 +86,7 @@ fn server(given: &Places, exe_dir: Option<PathBuf>) -> Result<(Draft, Config), E
         Host::Unix(path) => Listen::Unix(path),
     });
     config.listen = listen.collect();
-    config.handler = draft.handler.clone().sound();
+    config.handler = draft.handler.clone().normalized();
     config.listener = draft.listener.clone();
     config.workers = draft.workers.unwrap_or_else(cores);
     config.sending.low = send_low(&draft, given)?;
@@ -116,7 +117,7 @@ fn server(given: &Places, exe_dir: Option<PathBuf>) -> Result<(Draft, Config), E
         may_append_to(path).map_err(|error| given.unusable("access_log", error))?;
     }
     if config.daemon.detach {
-        fit_for_the_background(&config.log.destination, given)?;
+        check_daemon(&config.log.destination, given)?;
     }
     config.daemon.chroot = draft.chroot.as_deref().map(|dir| chroot(dir, &mut config, given)).transpose()?;
     let (user, groups) = identity(draft.user.clone(), draft.group).map_err(|why| given.wrong("user", why))?;
@@ -126,23 +127,23 @@ fn server(given: &Places, exe_dir: Option<PathBuf>) -> Result<(Draft, Config), E
     Ok((draft, config))
 }
 
-/// Programs, if there are any; workers run as this user.
+/// CGI programs, if any. `workers` is the user of the workers.
 fn programs(
     draft: &Draft,
     config: &Config,
     workers: Option<Uid>,
-    given: &Places,
+    given: &Values,
 ) -> Result<Option<Cgi>, Error> {
     if draft.cgi.directories.is_empty() {
         return Ok(None);
     }
     if config.document_root.is_none() {
-        return Err(given.wrong("cgi_paths", "expected document_root beside it"));
+        return Err(given.wrong("cgi_paths", "needs document_root"));
     }
     let (user, groups) =
         identity(draft.cgi_user.clone(), None).map_err(|why| given.wrong("cgi_user", why))?;
     if user.or(workers).unwrap_or_else(geteuid).is_root() {
-        let why = "expected cgi_user or user beside it: programs do not run as root";
+        let why = "needs cgi_user or user: programs do not run as root";
         return Err(given.wrong("cgi_paths", why));
     }
     Ok(Some(Cgi { user, groups, ..draft.cgi.clone() }))
@@ -152,7 +153,7 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
 }
 
-fn send_low(draft: &Draft, given: &Places) -> Result<usize, Error> {
+fn send_low(draft: &Draft, given: &Values) -> Result<usize, Error> {
     let high = draft.config.sending.high;
     match draft.send_low.unwrap_or(high / 4) {
         low if low > high => {
@@ -163,11 +164,11 @@ fn send_low(draft: &Draft, given: &Places) -> Result<usize, Error> {
     }
 }
 
-fn landlock(draft: &Draft, given: &Places) -> Result<Option<Landlock>, Error> {
+fn landlock(draft: &Draft, given: &Values) -> Result<Option<Landlock>, Error> {
     let (read, write) = (&draft.landlock_read, &draft.landlock_write);
     for (name, paths) in [("landlock_read", read), ("landlock_write", write)] {
         if !paths.is_empty() && !draft.landlock {
-            return Err(given.wrong(name, "expected landlock beside it"));
+            return Err(given.wrong(name, "needs landlock"));
         }
         if let Some(path) = paths.iter().find(|path| !outside::exists(path)) {
             return Err(given.wrong(name, format!("{}: expected a file or directory", path.display())));
@@ -176,8 +177,8 @@ fn landlock(draft: &Draft, given: &Places) -> Result<Option<Landlock>, Error> {
     Ok(draft.landlock.then(|| Landlock { read: read.clone(), write: write.clone() }))
 }
 
-/// The handler directory. Where mod_pywebsocket looks is the second choice: a relative one below the document root, and
-/// without any the document root itself.
+/// The handler directory. If it does not exist, that of mod_pywebsocket: relative to the document root, or if none is given,
+/// the document root itself.
 fn handlers(given: Option<&Path>, root: Option<&Path>, exe_dir: Option<PathBuf>) -> Result<PathBuf, Error> {
     let Some(given) = given else {
         let default = default_handlers(exe_dir);
@@ -198,7 +199,7 @@ fn default_handlers(exe_dir: Option<PathBuf>) -> Result<PathBuf, Error> {
     })
 }
 
-/// A path as seen from where the server was started, also when it reads its settings again: a daemon goes elsewhere.
+/// Resolves a path against the directory in which the server was started, also in a reload: a daemon changes directory.
 pub fn absolute(path: &Path) -> PathBuf {
     static START: OnceLock<PathBuf> = OnceLock::new();
     START.get_or_init(|| std::env::current_dir().unwrap_or_default()).join(path)
@@ -219,7 +220,7 @@ fn log(draft: &Draft, config: &mut Config) {
     });
 }
 
-/// Whether the server may write to a file, or create it. Says so before it is detached, and creates nothing.
+/// Checks that the server may write to a file, or create it. Creates nothing.
 fn may_append_to(path: &Path) -> Result<(), String> {
     let is_there = outside::ask(format!("append {path:?}"), || {
         let may_write = match path.metadata() {
@@ -241,11 +242,11 @@ fn may_create_in(dir: &Path) -> Result<(), String> {
     })
 }
 
-/// In the background standard error goes nowhere, and the server runs in `/`, where it is reloaded and upgraded as well:
-/// all files and directories that it is told must begin there.
-fn fit_for_the_background(log: &Destination, given: &Places) -> Result<(), Error> {
+/// Checks the settings of a daemon: it has no standard error, and runs, reloads and upgrades in `/`, so all paths must be
+/// absolute.
+fn check_daemon(log: &Destination, given: &Values) -> Result<(), Error> {
     if *log == Destination::Stderr {
-        let why = "expected log_file or log_target beside it, as standard error goes nowhere";
+        let why = "needs log_file or log_target, since a daemon has no standard error";
         return Err(given.wrong("daemon", why));
     }
     for (name, value) in given.iter() {
@@ -255,20 +256,20 @@ fn fit_for_the_background(log: &Destination, given: &Places) -> Result<(), Error
             None => false,
         };
         if is_path && value.texts.iter().any(|path| path != SAME && Path::new(path).is_relative()) {
-            return Err(given.unusable(name, "expected a path that begins with /, with daemon"));
+            return Err(given.unusable(name, "expected an absolute path, since daemon is set"));
         }
     }
     Ok(())
 }
 
-/// The real path of the root of workers. Handlers and document root are made real paths below it.
-fn chroot(dir: &Path, config: &mut Config, given: &Places) -> Result<PathBuf, Error> {
+/// The real path of the workers' root. Replaces handler directory and document root by real paths, which must be below it.
+fn chroot(dir: &Path, config: &mut Config, given: &Values) -> Result<PathBuf, Error> {
     let failed = |why: String| given.unusable("chroot", why);
     must_be_root("another root directory").map_err(failed)?;
     let dir = outside::real(dir).map_err(failed)?;
     if !outside::exists(&dir.join(PROC)) {
         let at = dir.join("proc");
-        return Err(failed(format!("expected proc, as in mount -t proc proc {}", at.display())));
+        return Err(failed(format!("expected a mounted proc: mount -t proc proc {}", at.display())));
     }
     let below = |path: &Path| {
         let path = outside::real(path)?;

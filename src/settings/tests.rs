@@ -1,4 +1,4 @@
-//! What files and command lines become together, and their errors.
+//! Configurations of files and command lines, and their errors.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -19,17 +19,17 @@ pub fn config(text: &str, line: &[&str]) -> Result<Config, String> {
     resolve::load(given(line), Some(&path), None).map(|(config, _)| config).map_err(error)
 }
 
-fn given(line: &[&str]) -> Places {
-    let mut given = Places::default();
+fn given(line: &[&str]) -> Values {
+    let mut given = Values::default();
     for (name, value) in ["websock_handlers=/h"].iter().chain(line).map(|text| text.split_once('=').unwrap())
     {
-        let value = places::Given::on_line(vec![value.to_owned()], Place::Line(format!("-o {name}")));
+        let value = given::GivenValue::on_line(vec![value.to_owned()], Location::Line(format!("-o {name}")));
         given.insert(find(Scope::Server, name).unwrap().name, value);
     }
     given
 }
 
-/// Holds the whole message of an error against what is expected.
+/// Asserts that the configuration fails with this error.
 #[track_caller]
 pub fn fails(text: &str, expected: &str) {
     assert_eq!(config(text, &[]).err().as_deref(), Some(expected));
@@ -67,7 +67,7 @@ fn every_type_of_value() {
 }
 
 #[test]
-fn an_empty_file_is_the_defaults() {
+fn an_empty_file_gives_the_defaults() {
     let bare = resolve::load(given(&[]), None, None).unwrap().0;
     let read = config("# nothing\n", &[]).unwrap();
     assert!(read.file.as_ref().is_some_and(|file| file.ends_with("w.conf")));
@@ -78,7 +78,7 @@ fn an_empty_file_is_the_defaults() {
 }
 
 #[test]
-fn the_command_line_wins() {
+fn the_command_line_overrides_the_file() {
     let text = "server_host = [\"::1\", \"::2\"]\nport = 1\nmax_message = \"1K\"\nsend_high = 100\n";
     let line = ["port=2", "server_host=::3", "max_message=16M"];
     let config = config(text, &line).unwrap();
@@ -113,7 +113,7 @@ fn a_value_of_a_wrong_type() {
 }
 
 #[test]
-fn a_value_that_is_wrong() {
+fn a_value_out_of_range() {
     for (line, expected) in [
         ("max_message = '16Q'", "expected a size such as 65536, 64K, 16M or 1G"),
         ("idle_timeout = 30", "expected a time with its unit, such as 500ms, 30s, 10m, 1h or 7d"),
@@ -131,14 +131,14 @@ fn a_value_that_is_wrong() {
 }
 
 #[test]
-fn values_that_do_not_go_together() {
+fn conflicting_values() {
     fails("document_root = '/nowhere'", "w.conf:1: document_root = '/nowhere': expected a directory");
     let error = config("\nsend_low = 2000", &["send_high=1K"]).unwrap_err();
     assert_eq!(error, "w.conf:2: send_low: 2000 is above -o send_high 1024: expected at most that");
 }
 
 #[test]
-fn what_is_no_toml() {
+fn malformed_toml() {
     for (text, line) in
         [("port = 1\nport = 2\n", 2), ("a = \n", 1), ("\n\n[handler\n", 3), ("= 1", 1), ("x\ny\n", 1)]
     {
@@ -156,14 +156,14 @@ fn files_that_cannot_be_read() {
 }
 
 #[test]
-fn without_options_everybody_may_come_in() {
+fn by_default_admission_is_unlimited() {
     let admission = config("", &[]).unwrap().admission;
     assert_eq!((admission.total, admission.per_address, admission.handshakes), (0, 0, 0));
     assert!(admission.hosts.is_empty() && !admission.proxy.is_any());
 }
 
 #[test]
-fn lists_and_who_is_trusted() {
+fn lists_and_trusted_proxies() {
     let text = r#"
         allow_host = "*.example"
         trust_proxy = ["10.1.2.3/8", "::1", "unix"]
@@ -177,7 +177,7 @@ fn lists_and_who_is_trusted() {
 }
 
 #[test]
-fn a_handler_has_origins_of_its_own() {
+fn a_handler_can_have_its_own_origins() {
     let text = "allow_origin = 'https://a'\n[handler.'/x']\nallow_origin = ['https://b', 'null']\n\
                 [handler.'/y']\n";
     let config = config(text, &[]).unwrap();
@@ -192,7 +192,7 @@ fn a_handler_has_origins_of_its_own() {
 }
 
 #[test]
-fn values_that_are_wrong() {
+fn invalid_admission_settings() {
     for (line, expected) in [
         ("allow_host = 'http://a'", "expected a host such as example.com, *.example.com or [::1]:8443"),
         (
@@ -207,14 +207,11 @@ fn values_that_are_wrong() {
     ] {
         fails(&format!("{line}\n"), &format!("w.conf:1: {line}: {expected}"));
     }
-    fails(
-        "proxy_protocol = true\n",
-        "w.conf:1: proxy_protocol: expected trust_proxy beside it, which says from whom",
-    );
+    fails("proxy_protocol = true\n", "w.conf:1: proxy_protocol: needs trust_proxy, which names the proxies");
 }
 
 #[test]
-fn a_server_stays_in_the_foreground_unless_told() {
+fn a_server_stays_in_the_foreground_by_default() {
     let config = config("", &[]).unwrap();
     assert!(!config.daemon.detach);
     assert_eq!((&config.daemon.pid_file, &config.daemon.chroot), (&None, &None));
@@ -222,33 +219,33 @@ fn a_server_stays_in_the_foreground_unless_told() {
 }
 
 #[test]
-fn paths_of_a_daemon_are_whole() {
-    // The configuration file of these tests has a whole path itself.
+fn paths_of_a_daemon_are_absolute() {
+    // The path of the configuration file is absolute in these tests.
     let error = |text: &str, args: &[&str]| config(text, args).unwrap_err();
     assert_eq!(
         error("daemon = true\nlog_file = 'l'", &[]),
-        "w.conf:2: log_file = 'l': expected a path that begins with /, with daemon"
+        "w.conf:2: log_file = 'l': expected an absolute path, since daemon is set"
     );
     assert_eq!(
         error("", &["daemon=true", "pid_file=./p", "log_target=syslog"]),
-        "-o pid_file=./p: expected a path that begins with /, with daemon"
+        "-o pid_file=./p: expected an absolute path, since daemon is set"
     );
-    let whole = config("", &["daemon=true", "pid_file=/p", "log_file=/l", "access_log=-"]).unwrap();
-    assert!(whole.daemon.detach);
-    assert_eq!(whole.daemon.pid_file, Some("/p".into()));
-    assert!(config("", &["pid_file=p"]).is_ok(), "in the foreground they may be seen from here");
+    let absolute = config("", &["daemon=true", "pid_file=/p", "log_file=/l", "access_log=-"]).unwrap();
+    assert!(absolute.daemon.detach);
+    assert_eq!(absolute.daemon.pid_file, Some("/p".into()));
+    assert!(config("", &["pid_file=p"]).is_ok(), "relative in the foreground");
 }
 
 #[test]
-fn the_log_of_a_daemon_goes_somewhere() {
-    let expected = "expected log_file or log_target beside it, as standard error goes nowhere";
+fn a_daemon_needs_a_log() {
+    let expected = "needs log_file or log_target, since a daemon has no standard error";
     assert_eq!(config("", &["daemon=true"]).unwrap_err(), format!("-o daemon: {expected}"));
     let error = config("\ndaemon = true", &["log_file=/l", "log_target=stderr"]).unwrap_err();
     assert_eq!(error, format!("w.conf:2: daemon: {expected}"));
 }
 
 #[test]
-fn who_pools_run_as_unless_they_say_so() {
+fn pools_run_as_the_user_of_the_server_by_default() {
     let text = "user = 4_000_000_000\ngroup = 4_000_000_001\n\
                 [handler.'/a']\nisolation = 'pool'\n[handler.'/b']\nisolation = 'pool'\n\
                 [handler.'/c']\nisolation = 'pool'\n\
@@ -273,7 +270,7 @@ fn who_pools_run_as_unless_they_say_so() {
 }
 
 #[test]
-fn another_root_has_what_workers_need() {
+fn the_root_of_workers_has_what_they_need() {
     if !geteuid().is_root() {
         assert!(config("", &["chroot=/"]).unwrap_err().contains("-o chroot=/: expected to be root"));
         return;
@@ -281,8 +278,8 @@ fn another_root_has_what_workers_need() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().canonicalize().unwrap();
     let error = config("", &[&format!("chroot={}", root.display())]).unwrap_err();
-    assert!(error.contains("expected proc, as in mount -t proc proc "), "{error}");
-    // Not proc, but enough to come to the next question.
+    assert!(error.contains("expected a mounted proc: mount -t proc proc "), "{error}");
+    // Not proc, but enough for the check.
     std::fs::create_dir_all(root.join("proc/self")).unwrap();
     std::fs::write(root.join("proc/self/maps"), "").unwrap();
     let handlers = root.join("h");
@@ -299,7 +296,7 @@ fn another_root_has_what_workers_need() {
 }
 
 #[test]
-fn paths_are_added_to_what_is_needed_anyway() {
+fn landlock_paths() {
     assert!(config("", &[]).unwrap().landlock.is_none());
     let text = "landlock = true\nlandlock_read = ['/etc', '/usr']\nlandlock_write = '/tmp'\n";
     let landlock = config(text, &[]).unwrap().landlock.unwrap();
@@ -307,7 +304,7 @@ fn paths_are_added_to_what_is_needed_anyway() {
 }
 
 #[test]
-fn a_handler_has_what_the_server_has_unless_it_says_otherwise() {
+fn a_handler_has_the_settings_of_the_server_by_default() {
     let text = "max_message = '2K'\nidle_timeout = '10m'\ndeflate_level = 3\n\
                 [handler.'/a']\nmax_message = 100\nping_interval = '5s'\nmax_message_rate = 7\ndeflate = false\n\
                 max_connections = 3\nresources = ['/room/*', '/other']\n[handler.'/b']\n";
@@ -320,7 +317,7 @@ fn a_handler_has_what_the_server_has_unless_it_says_otherwise() {
     assert_eq!(config.resources["/room/*"], "/a");
     fails(
         "[handler.'/a']\nresources = '/x'\n[handler.'/b']\nresources = '/x'\n",
-        "w.conf:4: resources: /x is given to /a already",
+        "w.conf:4: resources: /x is already a resource of /a",
     );
     fails(
         "[handler.'/a']\nresources = 'x'\n",
@@ -357,14 +354,14 @@ fn listeners_have_their_own_settings() {
             "[[listener]]\naddress = '::1'",
             "2: address = '::1': expected HOST:PORT, [IPV6]:PORT or unix:/PATH",
         ),
-        ("[[listener]]\naddress = 'a:1'\nmode = '0660'", "3: mode: expected an address unix:/PATH beside it"),
+        ("[[listener]]\naddress = 'a:1'\nmode = '0660'", "3: mode: needs an address unix:/PATH"),
         (
             "[[listener]]\naddress = 'unix:/s'\nmode = '888'",
             "3: mode = '888': expected permissions such as 0660",
         ),
         (
             "[[listener]]\naddress = 'a:1'\n[[listener]]\naddress = 'a:1'",
-            "4: address: a:1 has a table already",
+            "4: address: a:1 already has a table",
         ),
         ("[[listener]]\naddress = 'a:1'\nport = 1", "3: port: no such key, expected one of server_host"),
     ] {
@@ -374,8 +371,8 @@ fn listeners_have_their_own_settings() {
 }
 
 #[test]
-fn paths_without_effect_or_without_file() {
-    fails("landlock_read = '/etc'\n", "w.conf:1: landlock_read: expected landlock beside it");
+fn invalid_landlock_paths() {
+    fails("landlock_read = '/etc'\n", "w.conf:1: landlock_read: needs landlock");
     fails(
         "landlock = true\nlandlock_write = ['/tmp', '/nowhere']\n",
         "w.conf:2: landlock_write: /nowhere: expected a file or directory",
@@ -401,7 +398,7 @@ fn without_options_the_log_is_text_on_standard_error() {
 }
 
 #[test]
-fn a_target_wins_over_a_file() {
+fn log_target_overrides_log_file() {
     let destination = |args: &[&str]| settings("log_file = 'l'", args).destination;
     assert_eq!(destination(&[]), Destination::File(std::path::absolute("l").unwrap()));
     assert_eq!(destination(&["log_target=stderr"]), Destination::Stderr);
@@ -433,7 +430,7 @@ fn the_access_log() {
 const SCOPES: [Scope; 4] = [Scope::Server, Scope::Handler, Scope::Listener, Scope::Pool];
 
 #[test]
-fn a_name_stands_once_in_a_scope() {
+fn names_are_unique_in_a_scope() {
     for scope in SCOPES {
         let mut names = BTreeSet::new();
         assert!(in_scope(scope).all(|setting| names.insert(setting.name)), "{scope:?}: {names:?}");
@@ -441,7 +438,7 @@ fn a_name_stands_once_in_a_scope() {
 }
 
 #[test]
-fn defaults_are_right() {
+fn defaults_are_valid() {
     for setting in SCOPES.into_iter().flat_map(in_scope) {
         assert_eq!(setting.assign_default(&mut Draft::default()), Ok(()), "{}", setting.name);
     }
@@ -478,9 +475,9 @@ fn directories_of_programs() {
     for wrong in ["/", "../x", "a/../b", "a,"] {
         fails(&format!("cgi_paths = '{wrong}'\n"), &format!("w.conf:1: cgi_paths = '{wrong}': {expected}"));
     }
-    fails("cgi_paths = 'a'\n", "w.conf:1: cgi_paths: expected document_root beside it");
+    fails("cgi_paths = 'a'\n", "w.conf:1: cgi_paths: needs document_root");
     if geteuid().is_root() {
-        let root = "expected cgi_user or user beside it: programs do not run as root";
+        let root = "needs cgi_user or user: programs do not run as root";
         fails("document_root = '/'\ncgi_paths = 'a'\n", &format!("w.conf:2: cgi_paths: {root}"));
     }
 }

@@ -1,4 +1,4 @@
-//! What connections begin with: on all sockets that have no table, and on those of a table `[[listener]]`.
+//! Resolves the TLS and HTTP/2 settings of the server's own listeners, and of tables `[[listener]]`.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -6,54 +6,54 @@ use std::time::Duration;
 
 use super::account::identity;
 use super::resolve::absolute;
-use super::{Error, Places, draft};
+use super::{Error, Values, draft};
 use crate::config::gateway::{CertificateFiles, ClientAuth, GatewayListener, Protocol, Tls};
 use crate::config::{Config, Listen};
 
-/// What is said of a listener.
+/// The settings of a listener, as given.
 #[derive(Clone, Debug, Default)]
 pub struct Draft {
-    /// It speaks TLS.
+    /// TLS is enabled.
     pub is_tls: bool,
-    /// Certificates, and as many keys.
+    /// Files of certificates.
     pub certificates: Vec<PathBuf>,
-    /// In the same order.
+    /// Files of their keys, in the same order.
     pub keys: Vec<PathBuf>,
-    /// Clients are asked for a certificate.
+    /// Client certificates are requested.
     pub asks_clients: bool,
-    /// They may have none.
+    /// Client certificates are optional.
     pub is_client_optional: bool,
-    /// The authorities that may have issued them.
+    /// Trusted issuers of client certificates.
     pub client_ca: Option<PathBuf>,
     /// TLS 1.2 is refused.
     pub has_tls13_only: bool,
     /// Names of cipher suites; empty: all.
     pub ciphers: Vec<String>,
-    /// HTTP/2 is spoken.
+    /// HTTP/2 over TLS is offered.
     pub has_http2: bool,
     /// Sessions can be resumed.
     pub has_tickets: bool,
-    /// For Strict-Transport-Security; zero: off.
+    /// The max-age of Strict-Transport-Security; zero: not sent.
     pub hsts: Duration,
     /// HTTP/2 without TLS.
     pub is_h2c: bool,
     /// Requests are redirected to https.
     pub redirects: bool,
-    /// To this host.
+    /// Host that they are redirected to.
     pub redirect_host: Option<String>,
 }
 
 impl Draft {
-    /// What connections begin with, where that is not a request of HTTP/1.1 that a worker reads.
-    fn protocol(self, given: &Places) -> Result<Option<Protocol>, Error> {
+    /// The protocol; `None`: HTTP/1.1 without TLS, which workers accept.
+    fn protocol(self, given: &Values) -> Result<Option<Protocol>, Error> {
         let kinds = [("tls", self.is_tls), ("h2c", self.is_h2c), ("redirect_to_https", self.redirects)];
         let mut chosen = kinds.into_iter().filter(|(_, is_chosen)| *is_chosen);
         let first = chosen.next();
         if let (Some((first, _)), Some((second, _))) = (first, chosen.next()) {
-            return Err(given.wrong(second, format!("expected no {first} beside it")));
+            return Err(given.wrong(second, format!("cannot be combined with {first}")));
         }
         let Some((kind, _)) = first else {
-            // What is the server's may be meant for listeners with tables.
+            // Certificates of the server may be for listeners with tables.
             return Ok(None);
         };
         Ok(Some(match kind {
@@ -63,25 +63,25 @@ impl Draft {
         }))
     }
 
-    fn tls(self, given: &Places) -> Result<Tls, Error> {
+    fn tls(self, given: &Values) -> Result<Tls, Error> {
         if self.certificates.is_empty() {
-            return Err(given.wrong("tls", "expected certificate and private_key beside it"));
+            return Err(given.wrong("tls", "needs certificate and private_key"));
         }
         if self.certificates.len() != self.keys.len() {
-            let why = format!("expected as many as certificate has, {}", self.certificates.len());
+            let why = format!("expected {} keys, as many as certificates", self.certificates.len());
             return Err(given.wrong("private_key", why));
         }
         let absolute = |path: PathBuf| absolute(&path);
         let pairs = self.certificates.into_iter().map(absolute).zip(self.keys.into_iter().map(absolute));
         let client_auth = match (self.asks_clients, self.client_ca) {
             (false, None) if self.is_client_optional => {
-                return Err(given.wrong("tls_client_cert_optional", "expected tls_client_auth beside it"));
+                return Err(given.wrong("tls_client_cert_optional", "needs tls_client_auth"));
             }
             (false, None) => None,
             (false, Some(_)) => {
-                return Err(given.wrong("tls_client_ca", "expected tls_client_auth beside it"));
+                return Err(given.wrong("tls_client_ca", "needs tls_client_auth"));
             }
-            (true, None) => return Err(given.wrong("tls_client_auth", "expected tls_client_ca beside it")),
+            (true, None) => return Err(given.wrong("tls_client_auth", "needs tls_client_ca")),
             (true, Some(ca)) => Some(ClientAuth { ca: absolute(ca), is_optional: self.is_client_optional }),
         };
         Ok(Tls {
@@ -96,8 +96,8 @@ impl Draft {
     }
 }
 
-/// What the server's own settings say.
-pub fn server(draft: &draft::Draft, given: &Places, config: &mut Config) -> Result<(), Error> {
+/// Applies the settings of the server.
+pub fn server(draft: &draft::Draft, given: &Values, config: &mut Config) -> Result<(), Error> {
     let gateway = &mut config.gateway;
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     gateway.processes = draft.gateways.unwrap_or((cores / 2).max(1));
@@ -113,8 +113,8 @@ pub fn server(draft: &draft::Draft, given: &Places, config: &mut Config) -> Resu
     Ok(())
 }
 
-/// What the table of a listener says.
-pub fn listener(draft: Draft, given: &Places, listen: &Listen, config: &mut Config) -> Result<(), Error> {
+/// Applies the table of a listener.
+pub fn listener(draft: Draft, given: &Values, listen: &Listen, config: &mut Config) -> Result<(), Error> {
     let listeners = &mut config.gateway.listeners;
     listeners.retain(|known| known.listen != *listen);
     if let Some(protocol) = draft.protocol(given)? {
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn each_listener_has_its_own() {
+    fn each_listener_has_its_own_protocol() {
         let text = r#"
             certificate = "/c.pem"
             private_key = "/k.pem"
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn all_sockets_without_a_table_are_the_servers() {
+    fn listeners_without_a_table_have_the_servers_protocol() {
         let text = "tls = true\ncertificate = '/c'\nprivate_key = '/k'\nserver_host = ['::1', '127.0.0.1']\n";
         let addresses: Vec<String> = protocols(text).into_iter().map(|(address, _)| address).collect();
         assert_eq!(addresses, ["[::1]:8080", "127.0.0.1:8080"]);
@@ -184,23 +184,20 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_go_together() {
+    fn conflicting_settings() {
         let pair = "certificate = '/c'\nprivate_key = '/k'\n";
         for (text, expected) in [
-            ("tls = true", "1: tls: expected certificate and private_key beside it"),
+            ("tls = true", "1: tls: needs certificate and private_key"),
             (
                 "certificate = ['/a', '/b']\nprivate_key = '/k'\ntls = true",
-                "2: private_key: expected as many as certificate has, 2",
+                "2: private_key: expected 2 keys, as many as certificates",
             ),
-            (&format!("tls = true\nh2c = true\n{pair}"), "2: h2c: expected no tls beside it"),
+            (&format!("tls = true\nh2c = true\n{pair}"), "2: h2c: cannot be combined with tls"),
             (
                 &format!("tls = true\ntls_client_auth = true\n{pair}"),
-                "2: tls_client_auth: expected tls_client_ca beside it",
+                "2: tls_client_auth: needs tls_client_ca",
             ),
-            (
-                &format!("tls = true\ntls_client_ca = '/a'\n{pair}"),
-                "2: tls_client_ca: expected tls_client_auth beside it",
-            ),
+            (&format!("tls = true\ntls_client_ca = '/a'\n{pair}"), "2: tls_client_ca: needs tls_client_auth"),
             (
                 "[[listener]]\naddress = 'a:1'\ntls_min_version = '1.1'",
                 "3: tls_min_version = '1.1': expected one of 1.2, 1.3",

@@ -1,4 +1,4 @@
-//! The values of settings: from text to types, or what was expected.
+//! Parses the values of settings. Errors say what was expected.
 
 use std::fmt::Display;
 use std::net::IpAddr;
@@ -10,11 +10,11 @@ use ipnet::IpNet;
 
 use crate::config::Listen;
 
-/// The largest size of a buffer.
+/// Maximum size of a buffer; bytes.
 pub const MAX_SIZE: u64 = 1 << 30;
-/// The largest memory of a process.
+/// Maximum memory of a process; bytes.
 pub const MAX_MEMORY: u64 = 1 << 40;
-/// The longest time.
+/// Maximum time.
 const MAX_TIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// An address to listen on, without its port.
@@ -26,7 +26,7 @@ pub enum Host {
     Unix(PathBuf),
 }
 
-/// What `server_host` may be.
+/// Parses a `server_host`.
 pub fn host(text: &str) -> Result<Host, String> {
     if let Some(path) = text.strip_prefix("unix:") {
         return match path.starts_with('/') {
@@ -43,7 +43,7 @@ pub fn host(text: &str) -> Result<Host, String> {
     }
 }
 
-/// Directories below another one, with commas between; a slash at the beginning or end of one means nothing.
+/// Directories below another one, separated by commas; slashes at the beginning and end are ignored.
 pub fn directories(texts: &[String]) -> Result<Vec<PathBuf>, String> {
     let directory = |text: &str| {
         let path = PathBuf::from(text.trim_matches('/'));
@@ -65,7 +65,7 @@ pub fn address(text: &str) -> Result<Listen, String> {
     }
     let (name, port) = text.rsplit_once(':').ok_or_else(expected)?;
     let port = port.parse().map_err(|_| expected())?;
-    // Of an IPv6 address without brackets the end could be a port.
+    // An IPv6 address needs brackets: otherwise its end could be a port.
     match host(name) {
         Ok(Host::Name(host)) if !name.contains(':') || name.starts_with('[') => {
             Ok(Listen::Tcp { host, port })
@@ -109,11 +109,11 @@ fn bytes(text: &str) -> Result<u64, String> {
     if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
         return Err(EXPECTED.to_owned());
     }
-    // What is larger than any number is above every limit.
+    // A number that is too large is above every limit.
     Ok(digits.parse::<u64>().ok().and_then(|number| number.checked_mul(factor)).unwrap_or(u64::MAX))
 }
 
-/// A time: numbers with their units, largest first or not. `M` is no unit: it could be a minute or a month.
+/// A time: numbers with units, in any order. `M` is not a unit: it could be a minute or a month.
 pub fn time(text: &str) -> Result<Duration, String> {
     const EXPECTED: &str = "expected a time with its unit, such as 500ms, 30s, 10m, 1h or 7d";
     if text == "0" {
@@ -151,7 +151,7 @@ pub fn time(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Each of these, or what was expected of the first that is wrong.
+/// Parses each of these texts. The error is that of the first wrong one.
 pub fn each<T, E: Display>(texts: &[String], parse: impl Fn(&str) -> Result<T, E>) -> Result<Vec<T>, String> {
     let parse = |text: &String| {
         parse(text).map_err(|why| if texts.len() == 1 { why.to_string() } else { format!("{text}: {why}") })
@@ -159,14 +159,14 @@ pub fn each<T, E: Display>(texts: &[String], parse: impl Fn(&str) -> Result<T, E
     texts.iter().map(parse).collect()
 }
 
-/// The path of a request: it begins with a slash, and has neither query nor fragment.
+/// The path of a request: begins with a slash, no query, no fragment.
 pub fn request_path(text: &str) -> Result<Box<str>, String> {
     let is_path =
         text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic() && !b"?#".contains(&byte));
     is_path.then(|| text.into()).ok_or_else(|| "expected a path such as /healthz".to_owned())
 }
 
-/// The server may be in another directory when it comes to use it.
+/// An absolute path.
 pub fn absolute(text: &str) -> Result<PathBuf, String> {
     match text.starts_with('/') {
         true => Ok(text.into()),
@@ -189,7 +189,7 @@ pub fn network(text: &str) -> Result<Trusted, &'static str> {
         return Ok(Trusted::Unix);
     }
     let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-    // As peers are compared: an IPv4 address is one, however it is written.
+    // Peers are compared in canonical form, so a mapped IPv4 address would never match.
     let is_mapped = |network: &IpNet| network.addr().to_canonical() != network.addr();
     match network {
         Ok(network) if !is_mapped(&network) => Ok(Trusted::Network(network.trunc())),

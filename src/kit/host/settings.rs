@@ -4,26 +4,26 @@ use std::path::Path;
 
 use super::Served;
 use crate::config::Config;
-use crate::settings::{Places, resolve};
+use crate::settings::{Values, resolve};
 
 /// Reads the configuration file of a server.
 pub fn read(file: &Path) -> Result<Config, String> {
-    let mut places = Places::default();
+    let mut values = Values::default();
     // The handler directory is not used, but a configuration needs one.
-    places.set("websock_handlers", "/".to_owned());
-    resolve::load(places, Some(file), None).map(|(config, _)| config).map_err(|error| error.to_string())
+    values.set("websock_handlers", "/".to_owned());
+    resolve::load(values, Some(file), None).map(|(config, _)| config).map_err(|error| error.to_string())
 }
 
 /// The configuration for a handler in this directory.
 pub fn config(dir: &Path, handlers: &Path, served: &Served<'_>) -> Result<Config, String> {
-    let mut places = Places::default();
+    let mut values = Values::default();
     for option in served.options {
-        places.add_option(option).map_err(|error| error.to_string())?;
+        values.add_option(option).map_err(|error| error.to_string())?;
     }
     let path = |path: &Path| path.display().to_string();
     if served.is_debugged {
         // A breakpoint may stop the worker for any time.
-        ["handler_timeout", "worker_timeout"].into_iter().for_each(|name| places.set(name, "0".to_owned()));
+        ["handler_timeout", "worker_timeout"].into_iter().for_each(|name| values.set(name, "0".to_owned()));
     }
     for (name, value) in [
         ("workers", "1".to_owned()),
@@ -33,9 +33,9 @@ pub fn config(dir: &Path, handlers: &Path, served: &Served<'_>) -> Result<Config
         ("strict_abi", "true".to_owned()),
         ("quarantine_deaths", "0".to_owned()),
     ] {
-        places.set(name, value);
+        values.set(name, value);
     }
-    let (mut config, _) = resolve::load(places, None, None).map_err(|error| error.to_string())?;
+    let (mut config, _) = resolve::load(values, None, None).map_err(|error| error.to_string())?;
     let resource = format!("/{}", served.name);
     if let Some(server) = served.config {
         let settings = server.settings.get(&resource).cloned();

@@ -1,4 +1,4 @@
-//! Limits on connections, their rates, and where they come from.
+//! Limits on connections and rates; origins, hosts and proxies.
 
 use super::super::Default::{Is, Unset};
 use super::super::Flag::No;
@@ -11,7 +11,7 @@ use crate::proto::http1::allow::{HostRule, OriginRule};
 const SERVER: &[Scope] = &[Scope::Server];
 const LISTENERS: &[Scope] = &[Scope::Server, Scope::Listener];
 const EACH: &[Scope] = &[Scope::Server, Scope::Handler];
-/// The largest 32-bit count.
+/// Maximum of a 32-bit count.
 const MAX: i64 = u32::MAX as i64;
 
 pub const TABLE: &[Setting] = &[

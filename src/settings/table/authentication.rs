@@ -9,7 +9,7 @@ use crate::auth::Passwords;
 
 const SERVER: &[Scope] = &[Scope::Server];
 const HANDLER: &[Scope] = &[Scope::Handler];
-/// A handler has those of the server as a whole, or its own.
+/// A handler has all of them of its own, or all of the server's.
 const EACH: &[Scope] = &[Scope::Server, Scope::Handler];
 
 pub const TABLE: &[Setting] = &[

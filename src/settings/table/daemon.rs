@@ -1,4 +1,4 @@
-//! How the server is a daemon of the system, and what its processes may do there.
+//! Daemon, users, control socket and confinement.
 
 use super::super::Default::{Is, Unset};
 use super::super::Flag::{Long, No};
@@ -8,10 +8,10 @@ use super::super::value::absolute;
 use super::super::{Scope, Setting};
 
 const SERVER: &[Scope] = &[Scope::Server];
-/// Pools that say nothing else have the server's.
+/// The server's value is the default for pools.
 const POOLS: &[Scope] = &[Scope::Server, Scope::Pool];
 
-/// A name as systemd has them for instances of a unit.
+/// A name that systemd allows for an instance of a unit.
 fn instance(name: &str) -> Result<String, String> {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     if (1..=32).contains(&name.len()) && name.bytes().all(is_plain) {

@@ -1,4 +1,4 @@
-//! What is of a handler alone.
+//! Settings of a handler that the server does not have.
 
 use super::super::Default::{Is, Unset};
 use super::super::Flag::No;
@@ -10,11 +10,11 @@ use super::log::{LEVELS, level};
 
 const HANDLER: &[Scope] = &[Scope::Handler];
 
-/// What a request can ask for, or all that is below it.
+/// A path, or with `/*` all paths below it.
 fn resource(text: &str) -> Result<String, &'static str> {
     let path = text.strip_suffix("/*").unwrap_or(text);
-    let is_fit = |c: char| c.is_ascii_alphanumeric() || "-._~!$&'()+,;=:@/".contains(c);
-    match text.starts_with('/') && path.chars().all(is_fit) {
+    let is_valid = |c: char| c.is_ascii_alphanumeric() || "-._~!$&'()+,;=:@/".contains(c);
+    match text.starts_with('/') && path.chars().all(is_valid) {
         true => Ok(text.to_owned()),
         false => Err("expected a resource such as /room, or /room/* for all below it"),
     }

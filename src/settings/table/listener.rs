@@ -1,4 +1,4 @@
-//! What is of a listener alone.
+//! Settings of a listener that the server does not have.
 
 use super::super::Default::Unset;
 use super::super::Flag::No;

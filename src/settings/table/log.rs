@@ -10,14 +10,12 @@ use crate::log::{AccessField, Format, Level};
 
 const SERVER: &[Scope] = &[Scope::Server];
 
-/// The levels, as they are written.
+/// The names of the levels.
 pub const LEVELS: &[&str] = &["fine", "debug", "info", "warn", "error", "critical"];
 
-/// The level of this name.
+/// The level with this name; mod_pywebsocket has `warning` for `warn`.
 pub fn level(text: &str) -> Option<Level> {
-    // As mod_pywebsocket has it.
-    let text = if text == "warning" { "warn" } else { text };
-    Level::ALL.into_iter().find(|level| level.name() == text)
+    Level::from_name(if text == "warning" { "warn" } else { text })
 }
 
 fn field(text: &str) -> Result<AccessField, String> {

@@ -1,6 +1,6 @@
 //! All settings, in the order and under the headings of wshd.conf(5).
 
-// A setter that may fail fits on a line this way.
+// Allows `Ok(field = value)` in setters that may fail.
 #![allow(clippy::unit_arg)]
 
 mod admission;

@@ -1,4 +1,4 @@
-//! What is of a pool of workers.
+//! Settings of a pool of workers.
 
 use super::super::Default::{Is, Unset};
 use super::super::Flag::No;
@@ -10,17 +10,17 @@ use super::workers::MAX_WORKERS;
 use crate::config::RESERVED_DESCRIPTORS;
 
 const POOL: &[Scope] = &[Scope::Pool];
-/// The pool that needs no table.
+/// The pool of all handlers without a pool of their own.
 pub const DEFAULT: &str = "default";
 /// The kernel's PID_MAX_LIMIT.
-const MOST_PROCESSES: i64 = 4_194_304;
+const MAX_PROCESSES: i64 = 4_194_304;
 
-/// A name is seen in titles and logs, and may be a resource without its first `/`.
+/// Checks a name, which appears in titles and logs, and may be a resource without its leading `/`.
 pub fn name(text: &str) -> Result<(), String> {
-    let is_fit = |c: char| c.is_ascii_alphanumeric() || "-._~!$&'()*+,;=:@/".contains(c);
+    let is_valid = |c: char| c.is_ascii_alphanumeric() || "-._~!$&'()*+,;=:@/".contains(c);
     match text {
         DEFAULT => Err(format!("expected another name: {DEFAULT} is the pool of all other handlers")),
-        name if !name.is_empty() && !name.starts_with('/') && name.chars().all(is_fit) => Ok(()),
+        name if !name.is_empty() && !name.starts_with('/') && name.chars().all(is_valid) => Ok(()),
         _ => {
             Err("expected a name of letters, digits and -._~!$&'()*+,;=:@/ that does not begin with /"
                 .to_owned())
@@ -96,7 +96,7 @@ Threads reserve address space for their stacks, so leave room.",
         name: "max_processes",
         scopes: POOL,
         // A worker has a few threads of its own.
-        kind: Count("COUNT", 8..=MOST_PROCESSES, |d, count| d.pool.max_processes = Some(count as u64)),
+        kind: Count("COUNT", 8..=MAX_PROCESSES, |d, count| d.pool.max_processes = Some(count as u64)),
         default: Unset("no limit"),
         flag: No,
         help: "Maximum processes and threads of the user of the pool, including other programs",
@@ -127,7 +127,7 @@ other than root, for which the kernel has no such limit.",
     },
 ];
 
-/// What only root may say.
+/// A negative nice value needs root.
 pub fn check_nice(nice: i32) -> Result<(), String> {
     if nice < 0 { must_be_root("a nice value below that of the server") } else { Ok(()) }
 }

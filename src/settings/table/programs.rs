@@ -1,4 +1,4 @@
-//! Programs that answer requests (CGI).
+//! CGI programs.
 
 use super::super::Default::{Is, Unset};
 use super::super::Flag::{No, Short};

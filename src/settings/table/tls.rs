@@ -1,4 +1,4 @@
-//! TLS and HTTP/2, of all sockets or of a listener.
+//! TLS and HTTP/2.
 
 use std::path::PathBuf;
 

@@ -9,9 +9,9 @@ use super::super::{Scope, Setting, Zero};
 
 const SERVER: &[Scope] = &[Scope::Server];
 const HANDLER: &[Scope] = &[Scope::Handler];
-/// More could not travel with a connection.
-const MOST: i64 = 240;
-const LEAST_SIZE: u64 = 64 * 1024;
+/// Maximum subscriptions that can move with a connection.
+const MAX_SUBSCRIPTIONS: i64 = 240;
+const MIN_QUEUE: u64 = 64 * 1024;
 
 pub const TABLE: &[Setting] = &[
     Setting {
@@ -32,7 +32,7 @@ pub const TABLE: &[Setting] = &[
     Setting {
         name: "topics_per_connection",
         scopes: SERVER,
-        kind: Count("COUNT", 1..=MOST, |d, count| d.config.topics.per_connection = count as u32),
+        kind: Count("COUNT", 1..=MAX_SUBSCRIPTIONS, |d, count| d.config.topics.per_connection = count as u32),
         default: Is("64"),
         flag: No,
         help: "Maximum subscriptions of a connection",
@@ -50,7 +50,7 @@ pub const TABLE: &[Setting] = &[
     Setting {
         name: "topics_publish_queue",
         scopes: SERVER,
-        kind: Size(LEAST_SIZE..=MAX_MEMORY, |d, size| d.config.topics.queue = size),
+        kind: Size(MIN_QUEUE..=MAX_MEMORY, |d, size| d.config.topics.queue = size),
         default: Is("4M"),
         flag: No,
         help: "Maximum bytes in the queue from a worker to the bus",
@@ -59,7 +59,7 @@ pub const TABLE: &[Setting] = &[
     Setting {
         name: "topics_worker_queue",
         scopes: SERVER,
-        kind: Size(LEAST_SIZE..=MAX_MEMORY, |d, size| d.config.topics.worker_queue = size),
+        kind: Size(MIN_QUEUE..=MAX_MEMORY, |d, size| d.config.topics.worker_queue = size),
         default: Is("16M"),
         flag: No,
         help: "Maximum bytes in the queue from the bus to a worker",
@@ -147,7 +147,7 @@ A reload reads it again.",
     Setting {
         name: "bus_queue",
         scopes: SERVER,
-        kind: Size(LEAST_SIZE..=MAX_MEMORY, |d, size| d.bus.queue = size as usize),
+        kind: Size(MIN_QUEUE..=MAX_MEMORY, |d, size| d.bus.queue = size as usize),
         default: Is("4M"),
         flag: No,
         help: "Maximum bytes in the queue to the engine, and in the queue from it",

@@ -1,4 +1,4 @@
-//! Workers: how many, when they are replaced, what happens to handlers that crash them.
+//! Workers: number, replacement, timeouts, quarantine.
 
 use super::super::Default::{Is, Unset};
 use super::super::Flag::{Long, No};
@@ -9,7 +9,7 @@ use super::super::{Scope, Setting, Zero};
 const SERVER: &[Scope] = &[Scope::Server];
 const EACH: &[Scope] = &[Scope::Server, Scope::Handler];
 
-/// The most workers of all pools together.
+/// Maximum workers of all pools together.
 pub const MAX_WORKERS: usize = 1024;
 
 /// In the order of the manual.

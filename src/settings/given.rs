@@ -1,4 +1,4 @@
-//! Where a value was given, which every error about it begins with.
+//! Given values and their locations, with which every error about them begins.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,7 +18,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The status that the program ends with.
+    /// The exit status.
     pub fn exit(&self) -> Exit {
         match self {
             Error::Line(_) => Exit::Usage,
@@ -29,112 +29,117 @@ impl Error {
 
 /// Where a value was given.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum Location {
     /// `--option`, or `-o name`.
     Line(String),
     /// `FILE:LINE: key`.
     File(String),
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Place::Line(text) | Place::File(text)) = self;
+        let (Location::Line(text) | Location::File(text)) = self;
         f.write_str(text)
     }
 }
 
-impl Place {
-    /// The error that what is written here is wrong.
+impl Location {
+    /// The error that the setting at this location is wrong.
     pub fn wrong(&self, why: impl fmt::Display) -> Error {
         match self {
-            Place::Line(_) => Error::Line(format!("{self}: {why}")),
-            Place::File(_) => Error::Config(format!("{self}: {why}")),
+            Location::Line(_) => Error::Line(format!("{self}: {why}")),
+            Location::File(_) => Error::Config(format!("{self}: {why}")),
         }
     }
 }
 
-impl Given {
+impl GivenValue {
     /// A value of the command line.
-    pub fn on_line(texts: Vec<String>, place: Place) -> Self {
+    pub fn on_line(texts: Vec<String>, location: Location) -> Self {
         let quoted = |text: &String| match text.is_empty() || text.contains(char::is_whitespace) {
             true => format!("'{text}'"),
             false => text.clone(),
         };
         let written = texts.iter().map(quoted).collect::<Vec<_>>().join(" ");
-        Given { texts, written, place }
+        GivenValue { texts, written, location }
     }
 
-    /// The error that this value is wrong by itself.
+    /// The error that this value is invalid.
     pub fn refused(&self, why: impl fmt::Display) -> Error {
-        match self.place {
-            Place::Line(_) => Error::Line(format!("{self}: {why}")),
-            Place::File(_) => Error::Config(format!("{self}: {why}")),
+        match self.location {
+            Location::Line(_) => Error::Line(format!("{self}: {why}")),
+            Location::File(_) => Error::Config(format!("{self}: {why}")),
         }
     }
 }
 
-impl fmt::Display for Given {
+impl fmt::Display for GivenValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Given { place, written, .. } = self;
-        match place {
-            Place::Line(option) if option.starts_with("--") => write!(f, "{place} {written}"),
-            Place::Line(_) => write!(f, "{place}={written}"),
-            Place::File(_) => write!(f, "{place} = {written}"),
+        let GivenValue { location, written, .. } = self;
+        match location {
+            Location::Line(option) if option.starts_with("--") => write!(f, "{location} {written}"),
+            Location::Line(_) => write!(f, "{location}={written}"),
+            Location::File(_) => write!(f, "{location} = {written}"),
         }
     }
 }
 
-/// What was given in one table of the file, or on the command line: values as they were written.
+/// The values given in one table of the file, or on the command line.
 #[derive(Clone, Debug, Default)]
-pub struct Places(BTreeMap<&'static str, Given>);
+pub struct Values(BTreeMap<&'static str, GivenValue>);
 
 /// A value that was given.
 #[derive(Clone, Debug)]
-pub struct Given {
+pub struct GivenValue {
     /// Never empty; several for lists only.
     pub texts: Vec<String>,
     /// As it was written.
     pub written: String,
-    /// Where.
-    pub place: Place,
+    /// Where it was given.
+    pub location: Location,
 }
 
-impl Places {
-    /// Adds one; what was given before for the same name is returned.
-    pub fn insert(&mut self, name: &'static str, given: Given) -> Option<Given> {
+impl Values {
+    /// Adds a value; returns the previous one of this name.
+    pub fn insert(&mut self, name: &'static str, given: GivenValue) -> Option<GivenValue> {
         self.0.insert(name, given)
     }
 
-    /// Adds what another file says; no key may be in two.
-    pub fn add(&mut self, others: Places) -> Result<(), Error> {
+    /// Adds the values of another file. It is an error if a key is in both, except `include`.
+    pub fn add(&mut self, others: Values) -> Result<(), Error> {
         for (name, given) in others.0 {
             if let Some(before) = self.0.get(name).filter(|_| name != super::include::KEY) {
-                return Err(given.place.wrong(format!("it is already set at {}", before.place)));
+                return Err(given.location.wrong(format!("it is already set at {}", before.location)));
             }
             self.0.insert(name, given);
         }
         Ok(())
     }
 
-    /// Removes one.
+    /// Removes a value.
     pub fn remove(&mut self, name: &str) {
         self.0.remove(name);
     }
 
-    /// Adds a value of the command line. Lists add up; whatever else is given twice is a mistake.
-    pub fn add_on_line(&mut self, setting: &'static Setting, text: &str, place: Place) -> Result<(), Error> {
+    /// Adds a value of the command line. Lists are joined; giving another setting twice is an error.
+    pub fn add_on_line(
+        &mut self,
+        setting: &'static Setting,
+        text: &str,
+        location: Location,
+    ) -> Result<(), Error> {
         let mut texts = vec![text.to_owned()];
         if let Some(before) = self.get(setting.name) {
             if !matches!(setting.kind, Kind::List(..)) {
-                return Err(place.wrong(format!("it is already given by {}", before.place)));
+                return Err(location.wrong(format!("it is already given by {}", before.location)));
             }
             texts.splice(0..0, before.texts.iter().cloned());
         }
-        self.insert(setting.name, Given::on_line(texts, place));
+        self.insert(setting.name, GivenValue::on_line(texts, location));
         Ok(())
     }
 
-    /// Adds what stands behind `-o`: `NAME=VALUE`.
+    /// Adds the argument of `-o`: `NAME=VALUE`.
     pub fn add_option(&mut self, text: &str) -> Result<(), Error> {
         let (name, value) = text.split_once('=').ok_or_else(|| {
             Error::Line(format!("-o {text}: expected NAME=VALUE, with a setting of wshd.conf(5)"))
@@ -144,45 +149,45 @@ impl Places {
             let similar = similar(Scope::Server, name);
             Error::Line(format!("-o {name}: no such setting, {similar}"))
         })?;
-        self.add_on_line(setting, value, Place::Line(format!("-o {name}")))
+        self.add_on_line(setting, value, Location::Line(format!("-o {name}")))
     }
 
-    /// Gives one a value if it has none.
+    /// Sets a value, unless one is given.
     pub fn set(&mut self, name: &'static str, text: String) {
-        let place = self.of(name);
-        self.0.entry(name).or_insert_with(|| Given::on_line(vec![text], place));
+        let location = self.of(name);
+        self.0.entry(name).or_insert_with(|| GivenValue::on_line(vec![text], location));
     }
 
-    /// What was given for this name.
-    pub fn get(&self, name: &str) -> Option<&Given> {
+    /// The value of this name.
+    pub fn get(&self, name: &str) -> Option<&GivenValue> {
         self.0.get(name)
     }
 
-    /// All names with what was given.
-    pub fn iter(&self) -> impl Iterator<Item = (&'static str, &Given)> {
+    /// All names and values.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, &GivenValue)> {
         self.0.iter().map(|(name, given)| (*name, given))
     }
 
-    /// These, and of `others` those that are not among them.
-    pub fn over(mut self, others: Places) -> Places {
+    /// These values, and those of `others` whose names they lack.
+    pub fn over(mut self, others: Values) -> Values {
         for (name, given) in others.0 {
             self.0.entry(name).or_insert(given);
         }
         self
     }
 
-    /// Where this was given; as an option where it was not.
-    pub fn of(&self, name: &str) -> Place {
-        let given = self.0.get(name).map(|given| given.place.clone());
-        given.unwrap_or_else(|| Place::Line(format!("--{}", name.replace('_', "-"))))
+    /// Where this setting was given; if it was not, its option.
+    pub fn of(&self, name: &str) -> Location {
+        let given = self.0.get(name).map(|given| given.location.clone());
+        given.unwrap_or_else(|| Location::Line(format!("--{}", name.replace('_', "-"))))
     }
 
-    /// The error that a value is wrong together with others.
+    /// The error that a setting conflicts with others.
     pub fn wrong(&self, name: &str, why: impl fmt::Display) -> Error {
         self.of(name).wrong(why)
     }
 
-    /// The error that what a value names is not there, or cannot be used.
+    /// The error that the file or other object named by a setting is missing or unusable.
     pub fn unusable(&self, name: &str, why: impl fmt::Display) -> Error {
         match self.0.get(name) {
             Some(given) => Error::Config(format!("{given}: {why}")),
