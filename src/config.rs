@@ -1,5 +1,5 @@
-//! Everything a process needs to know, already parsed into types that cannot be wrong. Reads no file, no argument and no
-//! environment, and has no defaults: `settings` does, and hands over a finished [`Config`].
+//! The configuration, parsed and validated. This module reads no files, arguments or environment, and has no defaults:
+//! `settings` builds the [`Config`].
 
 pub mod bus;
 pub mod drain;
@@ -30,13 +30,13 @@ pub use crate::cgi::Cgi;
 pub use crate::fleet::listener::{Binding, Listen};
 pub use crate::proto::ws::handshake::Unmatched;
 
-/// Descriptors of a worker that are not connections: standard streams, listeners, epoll, inbox, log, and what
-/// a handler opens.
+/// Descriptors of a worker that are not connections: standard streams, listeners, epoll, inbox, log, and those that handlers
+/// open.
 pub const RESERVED_DESCRIPTORS: u64 = 64;
-/// Descriptors that a worker keeps for what comes from other processes when there are no others.
+/// Descriptors that a worker keeps in reserve for receiving from other processes.
 pub const SPARE_DESCRIPTORS: usize = 16;
 
-/// What a worker may use up before it is replaced; 0: as much as it wants.
+/// Bounds beyond which a worker is replaced; 0: unlimited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wear {
     /// Resident memory; bytes.
@@ -54,79 +54,79 @@ impl Wear {
     }
 }
 
-/// When a handler in which workers die is not served for a while.
+/// When a handler is quarantined because workers die in it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Quarantine {
-    /// Deaths that are too many; 0: never.
+    /// Number of deaths; 0: never.
     pub deaths: u32,
-    /// Within this time; never zero.
+    /// Time within which they are counted; never zero.
     pub window: Duration,
-    /// The first time that it is not served, which doubles with each further one; never zero.
+    /// Duration of the first quarantine, doubled for each further one; never zero.
     pub time: Duration,
 }
 
 /// Records of crashes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CrashRecords {
-    /// Where they are written.
+    /// Directory of the records.
     pub dir: PathBuf,
-    /// Most bytes of a message in them.
+    /// Maximum bytes of a message in a record.
     pub bytes: usize,
 }
 
 /// The socket for `wshd ctl`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Control {
-    /// Where it is, if there is one.
+    /// Its path, if there is one.
     pub socket: Option<PathBuf>,
-    /// Whose members may use it beside root and the server's own user.
+    /// The group that may use it besides root and the server's user.
     pub group: Option<Gid>,
 }
 
-/// How the server is a daemon of the system.
+/// Daemon settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Daemon {
-    /// Whether it goes to the background.
+    /// Whether the server runs in the background.
     pub detach: bool,
-    /// Where the number of the supervisor's process is kept.
+    /// File with the pid of the supervisor.
     pub pid_file: Option<PathBuf>,
-    /// Tells the processes of this server from those of another.
+    /// Name of this server in process titles.
     pub instance: Option<String>,
-    /// The root directory of workers, a real path: handlers and document root are below it.
+    /// Root directory of workers, a real path: handlers and document root are below it.
     pub chroot: Option<PathBuf>,
 }
 
-/// Limits on connections and their rates. Counts are over all processes; 0: no limit.
+/// Limits on connections and their rates, over all processes; 0: unlimited.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Admission {
-    /// Most connections.
+    /// Maximum connections.
     pub total: u32,
-    /// Most connections of an address.
+    /// Maximum connections per address.
     pub per_address: u32,
-    /// Most new connections of an address in a second; at most 65,535.
+    /// Maximum new connections per address and second; at most 65,535.
     pub handshakes: u32,
     /// Hosts that requests may be for; empty: all.
     pub hosts: Vec<HostRule>,
-    /// Proxies that are believed.
+    /// Trusted proxies.
     pub proxy: Proxy,
 }
 
-/// Proxies that are believed when they tell whom they relay.
+/// Proxies that are trusted to send client addresses.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Proxy {
-    /// Those with these addresses.
+    /// Proxies with these addresses.
     pub networks: Vec<IpNet>,
-    /// Those on Unix sockets.
+    /// Proxies on Unix sockets.
     pub unix: bool,
 }
 
 impl Proxy {
-    /// Whether anybody is believed.
+    /// Whether any proxy is trusted.
     pub fn is_any(&self) -> bool {
         self.unix || !self.networks.is_empty()
     }
 
-    /// Whether a peer is; `None`: on a Unix socket.
+    /// Whether a peer is trusted; `None`: a peer on a Unix socket.
     pub fn trusts(&self, peer: Option<IpAddr>) -> bool {
         match peer.map(|ip| ip.to_canonical()) {
             Some(ip) => self.networks.iter().any(|network| network.contains(&ip)),
@@ -135,30 +135,30 @@ impl Proxy {
     }
 }
 
-/// When send queues are full; bytes.
+/// Watermarks of send queues; bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sending {
-    /// The queue of a connection is full from here on.
+    /// High watermark: the queue of a connection is full.
     pub high: usize,
-    /// One that was full has drained at this, which is at most `high`.
+    /// Low watermark: a full queue has drained; at most `high`.
     pub low: usize,
-    /// Above this, of all queues of a worker together, the marks of each are lowered; 0: never.
+    /// Size of all queues of a worker above which their watermarks are lowered; 0: never.
     pub total: u64,
 }
 
-/// What a worker's connections may hold together; bytes.
+/// Memory of all connections of a worker; bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
-    /// Of incomplete messages; 0: no bound.
+    /// Maximum for incomplete messages; 0: unlimited.
     pub receive_total: u64,
 }
 
-/// Contexts with which messages are compressed that go on from the ones before (RFC 7692 section 7.1.1).
+/// Compression contexts that are kept between messages (RFC 7692 section 7.1.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Contexts {
-    /// What all of a worker may take; above it the longest idle are dropped. Bytes; 0: no bound.
+    /// Maximum bytes of all contexts of a worker, above which the longest idle are dropped; 0: unlimited.
     pub total: u64,
-    /// How long one is kept that is not used; zero: forever.
+    /// Idle time after which a context is dropped; zero: never.
     pub idle: Duration,
 }
 
@@ -169,31 +169,31 @@ pub struct TopicBounds {
     pub per_connection: u32,
     /// Topics of a worker.
     pub topics: u32,
-    /// Bytes that a worker may have waiting for the bus.
+    /// Bytes in the queue from a worker to the bus.
     pub queue: u64,
-    /// Bytes that the bus may have waiting for a worker.
+    /// Bytes in the queue from the bus to a worker.
     pub worker_queue: u64,
-    /// Bytes of messages that the bus keeps for connections on the way.
+    /// Bytes of messages that the bus keeps for moving connections.
     pub history: u64,
     /// How long it keeps them.
     pub history_time: Duration,
 }
 
-/// Files that confined workers may use beside those that they need anyway.
+/// Files that confined workers may use, besides those that they need.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Landlock {
-    /// To be read.
+    /// May be read.
     pub read: Vec<PathBuf>,
-    /// To be read and written.
+    /// May be read and written.
     pub write: Vec<PathBuf>,
 }
 
-/// How to listen, and what is served to those who come in there.
+/// Settings of a listener.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ListenerSettings {
     /// How the socket is bound.
     pub binding: Binding,
-    /// Whether connections of proxies that are believed begin with a header of the PROXY protocol.
+    /// Whether trusted proxies send a PROXY header first.
     pub proxy_protocol: bool,
     /// Which clients are served the console.
     pub console: Console,
@@ -202,152 +202,152 @@ pub struct ListenerSettings {
 /// Which clients are served the console, a page that lists all resources.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Console {
-    /// Clients on this machine that come through no proxy.
+    /// Clients on this machine, not through a proxy.
     #[default]
     Local,
-    /// All.
+    /// All clients.
     Always,
-    /// Nobody.
+    /// No clients.
     Never,
 }
 
-/// What one handler is served with; what its table does not say is as for all others.
+/// Settings of a handler; those that its table lacks are the server's.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct HandlerSettings {
     /// Bounds of an open connection.
     pub limits: proto::ws::limits::Limits,
-    /// Most connections in all workers together, if there is a limit.
+    /// Maximum connections in all workers together, if limited.
     pub connections: Option<u32>,
-    /// Most messages of a peer in a second; 0: no limit.
+    /// Maximum messages of a peer per second; 0: unlimited.
     pub message_rate: u32,
-    /// Most bytes of messages of a peer in a second; 0: no limit.
+    /// Maximum bytes of messages of a peer per second; 0: unlimited.
     pub byte_rate: u64,
-    /// How long it may run without a call of the host before its worker is killed; zero: forever.
+    /// How long it may run without calling the host before its worker is killed; zero: forever.
     pub timeout: Duration,
-    /// Over this time its connections that cannot move are closed when their worker is replaced; None: they are left
-    /// until they end.
+    /// Time over which its connections that cannot move are closed when their worker is replaced; None: they stay until
+    /// they end.
     pub drain: Option<Duration>,
-    /// How permessage-deflate is negotiated unless the handler says otherwise.
+    /// How permessage-deflate is negotiated, unless the handler overrides it.
     pub deflate: proto::ws::deflate::negotiate::Config,
     /// Allowed origins; empty: all.
     pub origins: Vec<OriginRule>,
-    /// The name that joins its topics with those of others, if it has one.
+    /// The name under which it shares topics with other handlers, if any.
     pub topics: Option<String>,
-    /// The least level of what it logs itself, if it has one of its own. If that is above info its connections are not
-    /// in the access log.
+    /// Minimum level of its own log lines, if it differs from the server's. Above info, its connections are not in the
+    /// access log.
     pub log_level: Option<Level>,
-    /// Whether a handshake that offers subprotocols of which none is chosen is refused.
+    /// Whether a handshake is refused if it offers subprotocols and the handler chooses none.
     pub subprotocol: Unmatched,
-    /// Whether it may send octets past the protocol.
+    /// Whether it may send raw octets.
     pub raw: bool,
 }
 
 impl HandlerSettings {
-    /// The same, with no frame that is larger than a message.
-    pub fn sound(mut self) -> Self {
+    /// The same, with the maximum of a frame lowered to that of a message.
+    pub fn normalized(mut self) -> Self {
         self.limits.frame = self.limits.frame.min(self.limits.message);
         self
     }
 }
 
-/// The configuration of a fleet. Made before the first fork of those that have it, and never changed after.
+/// The configuration of a generation. Built before the first fork of its processes, and never changed after.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Config {
-    /// The configuration file that was read, if one was.
+    /// The configuration file, if one was read.
     pub file: Option<PathBuf>,
-    /// All that is configured, as TOML without secrets.
+    /// The configuration as TOML, without secrets.
     pub effective: Arc<str>,
-    /// Warnings about what was given and has no meaning.
+    /// Warnings about ignored settings.
     pub ignored: Vec<String>,
-    /// Where to listen, in the order given; never empty.
+    /// Addresses to listen on, in the order given; never empty.
     pub listen: Vec<Listen>,
-    /// Which of these gateways accept from, and how.
+    /// The gateways, and those listeners that they accept from.
     pub gateway: Gateway,
-    /// Root of the handler directory.
+    /// The handler directory.
     pub handlers: PathBuf,
-    /// Only this directory below [`Config::handlers`] is searched; resources are still named from the root.
+    /// Directory below [`Config::handlers`] to which the search is limited; resources stay relative to `handlers`.
     pub scan_dir: Option<PathBuf>,
-    /// File of aliases, see `supervisor::alias`.
+    /// File of aliases, see `handlers::alias`.
     pub map_file: Option<PathBuf>,
-    /// Whether a handler's real path may lie outside the root.
+    /// Whether a handler's real path may be outside the handler directory.
     pub allow_outside: bool,
-    /// Whether a broken handler or alias is an error instead of a warning.
+    /// Whether an unusable handler or alias is an error instead of a warning.
     pub strict_handlers: bool,
-    /// The path of health checks, if they are answered; it begins with a slash.
+    /// Path of health checks, if enabled; begins with a slash.
     pub health: Option<Box<str>>,
-    /// Root of the static files; without it there are none.
+    /// Directory of static files; None: there are none.
     pub document_root: Option<PathBuf>,
-    /// Programs below it, if there are any.
+    /// CGI programs below it, if there are any.
     pub cgi: Option<Cgi>,
-    /// Host and port that a target in absolute form must name, where set (else 421).
+    /// Host and port required in absolute request targets, if set (otherwise 421).
     pub validation: (Option<String>, Option<u16>),
     /// Number of workers, at least 1.
     pub workers: usize,
-    /// How to listen where no table says otherwise, and what is served there.
+    /// Settings of listeners without a table.
     pub listener: ListenerSettings,
-    /// Those with a table.
+    /// Settings of listeners with a table.
     pub listener_of: Vec<(Listen, ListenerSettings)>,
-    /// Most connections of one worker.
+    /// Maximum connections per worker.
     pub connections: u32,
-    /// Most connections to blocking handlers (each has a thread) of one worker.
+    /// Maximum connections per worker to blocking handlers, each of which has a thread.
     pub threads: u32,
     /// Bounds of a request head.
     pub head: proto::http1::head::HeadLimits,
     /// Time from accept to the end of the opening handshake; never zero.
     pub handshake_timeout: Duration,
-    /// How long contexts of compression are kept.
+    /// Bounds of compression contexts.
     pub contexts: Contexts,
-    /// When send queues are full.
+    /// Watermarks of send queues.
     pub sending: Sending,
-    /// What connections may hold together.
+    /// Bounds on memory of all connections of a worker.
     pub memory: Memory,
-    /// What a worker may use up before it is replaced.
+    /// Bounds beyond which a worker is replaced.
     pub wear: Wear,
-    /// When a handler in which workers die is not served for a while.
+    /// When handlers are quarantined.
     pub quarantine: Quarantine,
-    /// Whether and where crashes are recorded.
+    /// Where crashes are recorded, if they are.
     pub crash_records: Option<CrashRecords>,
     /// The socket for `wshd ctl`.
     pub control: Control,
     /// Limits on connections.
     pub admission: Admission,
-    /// Which clients have to authenticate themselves.
+    /// Which requests must be authenticated.
     pub authentication: Authentication,
-    /// What workers may do with files, if that is confined.
+    /// Files that workers may use, if these are restricted.
     pub landlock: Option<Landlock>,
-    /// What handlers without a table of their own are served with.
+    /// Settings of handlers without a table.
     pub handler: HandlerSettings,
-    /// Those with a table, by resource.
+    /// Settings of handlers with a table, by resource.
     pub handler_of: BTreeMap<String, HandlerSettings>,
-    /// How long a blocking handler may wait without a call of the host before its worker is killed; zero: forever.
+    /// How long a blocking handler may wait without calling the host before its worker is killed; zero: forever.
     pub handler_wait_timeout: Duration,
-    /// A worker whose event loop has not turned for so long, outside of handlers, is killed; zero: never.
+    /// A worker whose event loop hangs for this time, outside of handlers, is killed; zero: never.
     pub worker_timeout: Duration,
-    /// A request waits so long for a process of its own, where each connection has one; zero: not at all.
+    /// How long a request waits for a process of its own; zero: not at all.
     pub process_timeout: Duration,
-    /// Time from the order to stop until a worker must have left.
+    /// Time for workers to exit after the command to stop.
     pub stop_timeout: Duration,
-    /// How the server sends its clients away before it stops.
+    /// How the server drains before it stops.
     pub drain: Drain,
-    /// Where metrics are served, if they are.
+    /// Address of the metrics, if they are served.
     pub metrics: Option<Listen>,
     /// Bounds of topics.
     pub topics: TopicBounds,
-    /// The engine that joins topics with those of other machines, if there is one.
+    /// The engine that shares topics with other machines, if there is one.
     pub bus: Option<Arc<bus::Engine>>,
-    /// How the server is a daemon of the system.
+    /// Daemon settings.
     pub daemon: Daemon,
-    /// Where log lines go, and which.
+    /// Settings of the log and the access log.
     pub log: LogSettings,
     /// Further resources, which may end in `/*`, and the resource of the handler that serves them.
     pub resources: BTreeMap<String, String>,
-    /// Whether a breach of the contract of `ws_handler.h` ends the worker.
+    /// Whether a breach of the contract of `ws_handler.h` aborts the worker.
     pub strict_abi: bool,
-    /// The handlers' own settings by resource.
+    /// The handlers' own settings, by resource.
     pub settings: BTreeMap<String, Vec<(String, String)>>,
     /// The pools of workers; the first is the default pool, with [`Config::workers`].
     pub pools: Vec<Pool>,
-    /// The number of the pool of each resource that the configuration file has a table for.
+    /// The pool number of each handler with a table, by resource.
     pub isolation: BTreeMap<String, usize>,
 }
 
@@ -358,22 +358,21 @@ impl Config {
         self.isolation.get(resource).copied().unwrap_or(0)
     }
 
-    /// The same with the settings and the secrets of handlers of this pool only, and without those of the bus.
+    /// The same, with the settings and secrets of the handlers of this pool only, and without those of the bus.
     pub fn with_settings_of(&self, pool: Option<usize>) -> Self {
         let mut config = Config { bus: None, ..self.clone() };
         let is_theirs = |resource: &str| Some(self.pool_of(resource)) == pool;
         config.settings.retain(|resource, _| is_theirs(resource));
-        // Pool 0 serves what is no handler, too, and handlers that the configuration does not name.
-        let is_ruled = |resource: &String| !self.authentication.of.contains_key(resource);
-        let has_others = pool == Some(0)
-            || self.isolation.keys().any(|resource| is_theirs(resource) && is_ruled(resource));
+        // Pool 0 also serves other requests, and handlers without a table.
+        let has_no_policy = |resource: &String| !self.authentication.of.contains_key(resource);
+        let needs_policy = pool == Some(0)
+            || self.isolation.keys().any(|resource| is_theirs(resource) && has_no_policy(resource));
         config.authentication.of.retain(|resource, _| is_theirs(resource));
-        config.authentication.all = config.authentication.all.filter(|_| has_others);
+        config.authentication.all = config.authentication.all.filter(|_| needs_policy);
         config
     }
 
-    /// The same with numbers of pools that go on from those of `before`: a pool keeps its number, and one that is gone
-    /// has no workers.
+    /// The same, with pools numbered as in `before`: a pool keeps its number, and a removed one has no workers.
     pub fn following(mut self, before: &Config) -> Self {
         let gone = before.pools.iter().map(|pool| Pool { workers: 0, ..pool.clone() });
         let mut pools: Vec<Pool> = gone.collect();
@@ -393,34 +392,34 @@ impl Config {
         self
     }
 
-    /// What this handler is served with.
+    /// The settings of this handler.
     pub fn handler(&self, resource: &str) -> &HandlerSettings {
         self.handler_of.get(resource).unwrap_or(&self.handler)
     }
 
-    /// How to listen at an address; `None`: on a socket that somebody else has bound.
+    /// The settings of the listener at an address; `None`: of a socket passed by the service manager.
     pub fn listener(&self, asked: Option<&Listen>) -> &ListenerSettings {
         let own = self.listener_of.iter().find(|(listen, _)| Some(listen) == asked);
         own.map_or(&self.listener, |(_, settings)| settings)
     }
 
-    /// What each listener has.
+    /// The settings of all listeners.
     pub fn listeners(&self) -> impl Iterator<Item = &ListenerSettings> {
         self.listen.iter().map(|listen| self.listener(Some(listen)))
     }
 
-    /// What the topics of a handler belong to: a name that does not begin with a slash, or its resource.
+    /// The scope of a handler's topics: a name that does not begin with a slash, or its resource.
     pub fn scope_of<'a>(&'a self, resource: &'a str) -> &'a str {
         self.handler(resource).topics.as_deref().unwrap_or(resource)
     }
 
-    /// A file as workers see it: below their root, if they have one of their own.
+    /// The path of a file for workers: relative to their root, if it is changed.
     pub fn inside<'a>(&self, path: &'a Path) -> Cow<'a, Path> {
         let below = self.daemon.chroot.as_ref().and_then(|root| path.strip_prefix(root).ok());
         below.map_or(Cow::Borrowed(path), |below| Cow::Owned(Path::new("/").join(below)))
     }
 
-    /// Descriptors of a worker that are not connections: it knows the inboxes of all processes, too.
+    /// Descriptors of a worker that are not connections, including the inboxes of all per-connection processes.
     pub fn reserved_descriptors(&self) -> u64 {
         let children =
             self.pools.iter().filter_map(|pool| pool.children).map(|children| children.most as u64);
@@ -432,12 +431,12 @@ impl Config {
         self.pools.get(pool).is_some_and(|pool| pool.children.is_some())
     }
 
-    /// Whether the worker of this place has children that serve, and serves nobody itself.
+    /// Whether this worker is the parent of per-connection processes, and serves no connections itself.
     pub fn is_parent(&self, pool: u16, number: u16) -> bool {
         number == 0 && self.is_per_connection(pool.into())
     }
 
-    /// The name of a worker, in titles and logs.
+    /// The name of a worker in titles and logs.
     pub fn worker_name(&self, pool: u16, number: u16) -> String {
         if self.is_parent(pool, number) {
             return format!("parent {}", self.pools.get(usize::from(pool)).map_or("", |pool| &pool.name));
@@ -451,7 +450,7 @@ impl Config {
         self.pools.iter().position(|pool| pool.name == name)
     }
 
-    /// The workers of all pools.
+    /// Number of workers of all pools.
     pub fn all_workers(&self) -> usize {
         self.pools.iter().map(|pool| pool.workers).sum()
     }

@@ -1,15 +1,14 @@
-//! The exit codes of wshd. Refuses to grow ad hoc: every way out of the program is named here, and wshd(8)
-//! lists the same numbers.
+//! The exit codes of wshd. All of them are defined here and documented in wshd(8).
 
 use std::process::ExitCode;
 
-/// How the program ends. The numbers are stable: scripts may test for them.
+/// An exit code. The numbers are stable, since scripts test for them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// Everything was done.
+    /// Success.
     Ok = 0,
-    /// A bug of ours, or the system refused something it normally grants.
+    /// A bug of wshd, or an unexpected error of the system.
     Internal = 1,
     /// The command line is wrong.
     Usage = 2,
@@ -17,7 +16,7 @@ pub enum Exit {
     Config = 3,
     /// A listening address cannot be bound, or another server holds the pid file.
     Bind = 4,
-    /// No worker comes up.
+    /// No worker could be started.
     Start = 5,
     /// `wshd check` found faults.
     Check = 6,
@@ -25,12 +24,12 @@ pub enum Exit {
     Killed = 7,
     /// `wshd ctl`, `cat`, `bench`: no server answers, or a connection ended early.
     Unreachable = 8,
-    /// `wshd ctl`, `cat`, `bench`: the server does not do what it was asked for, or cannot. `wshd new`: nothing is created.
+    /// `wshd ctl`, `cat`, `bench`: the server refused the request, or failed. `wshd new`: nothing was created.
     Refused = 9,
 }
 
 impl Exit {
-    /// The number, as a process passes it to `_exit`.
+    /// The number.
     pub fn code(self) -> i32 {
         i32::from(self as u8)
     }

@@ -1,8 +1,7 @@
 //! wshd: a prefork WebSocket server daemon whose handlers are shared objects.
 //!
-//! `main.rs` turns arguments into a configuration and hands it to the
-//! supervisor; the modules below are its rooms. wshd(7) follows one connection
-//! through them.
+//! `main.rs` parses the arguments to a configuration and runs the supervisor. wshd(7) describes the modules, and follows a
+//! connection through them.
 
 #![warn(missing_docs)]
 

@@ -1,4 +1,4 @@
-//! Arguments become a configuration, the supervisor runs it, its result is the exit code. Nothing else.
+//! Parses the arguments, and runs the supervisor or a subcommand. The result is the exit code.
 
 use std::io::{self, Write as _};
 use std::os::fd::AsRawFd as _;
@@ -27,7 +27,7 @@ fn main() -> ExitCode {
         return program::run();
     }
     let exe_dir = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_path_buf));
-    // The title will be written over the original.
+    // Copied now: the process title overwrites the arguments.
     let invocation = Invocation::of_this_process();
     let args = invocation.args.clone();
     let read = move || cli::parse(args.clone(), exe_dir.clone());
@@ -36,17 +36,17 @@ fn main() -> ExitCode {
         Ok(Command::Test(config)) => dry_run::dry_run(&config),
         Ok(Command::Check(check, config)) => check_files(&check, config.as_deref()),
         Ok(Command::Config(text)) => {
-            let _ = io::stdout().write_all(text.as_bytes()); // who has asked may read a part only
+            let _ = io::stdout().write_all(text.as_bytes()); // the reader may have closed the pipe
             Exit::Ok
         }
         Ok(Command::Ctl(order)) => ctl::run(&order),
         Ok(Command::Kit(kit)) => return kit.run(),
         Ok(Command::Completions(shell)) => {
-            let _ = io::stdout().write_all(&cli::completions(shell)); // who has asked may read a part only
+            let _ = io::stdout().write_all(&cli::completions(shell)); // the reader may have closed the pipe
             Exit::Ok
         }
         Err(cli::Error::Usage(error)) => {
-            let _ = error.print(); // if that fails there is nobody to tell
+            let _ = error.print(); // nothing to be done about a failure
             if error.use_stderr() { Exit::Usage } else { Exit::Ok }
         }
         Err(cli::Error::Settings(error)) => failed(error.exit(), &error),
@@ -81,7 +81,7 @@ fn serve(
     process_title::prepare();
     let reread = move || match read() {
         Ok(Command::Serve(config)) => Ok(*config),
-        Ok(_) => Err("the command line does not serve".to_owned()),
+        Ok(_) => Err("the command line has a subcommand".to_owned()),
         Err(error) => Err(error.to_string()),
     };
     let reread = std::rc::Rc::new(reread);

@@ -1,43 +1,43 @@
-//! Points in time as values, and how often something may happen. Reads no clock: [`crate::clock`] does.
+//! Instants and rate limits, without a clock: see [`crate::clock`].
 
 use std::ops::Add;
 use std::time::Duration;
 
-/// A point of the monotonic clock (CLOCK_MONOTONIC), to the nanosecond. The same in all processes of a server, so that it
-/// can be stored in shared memory as [`as_nanos`](Self::as_nanos).
+/// An instant of CLOCK_MONOTONIC, in nanoseconds. All processes of a server have the same clock, so it can be stored in
+/// shared memory as [`as_nanos`](Self::as_nanos).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Instant(u64);
 
 impl Instant {
-    /// Later than any other: a deadline that never comes.
+    /// A deadline that never comes.
     pub const NEVER: Instant = Instant(u64::MAX);
 
-    /// So many nanoseconds of the clock.
+    /// The instant at which the clock shows so many nanoseconds.
     pub const fn from_nanos(nanos: u64) -> Self {
         Instant(nanos)
     }
 
-    /// Nanoseconds of the clock.
+    /// The clock in nanoseconds.
     pub const fn as_nanos(self) -> u64 {
         self.0
     }
 
-    /// Seconds of the clock, in which they fit for 136 years.
+    /// The clock in seconds; fits for 136 years.
     pub const fn seconds(self) -> u32 {
         (self.0 / 1_000_000_000) as u32
     }
 
-    /// So many seconds of the clock.
+    /// The instant at which the clock shows so many seconds.
     pub const fn from_seconds(seconds: u32) -> Self {
         Instant(seconds as u64 * 1_000_000_000)
     }
 
-    /// Time from `earlier` to this; zero if it is not earlier.
+    /// The time from `earlier` to this; zero if `earlier` is later.
     pub const fn since(self, earlier: Instant) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 
-    /// Whether this is no deadline at all.
+    /// Whether this is [`NEVER`](Self::NEVER).
     pub const fn is_never(self) -> bool {
         self.0 == u64::MAX
     }
@@ -52,13 +52,13 @@ impl Add<Duration> for Instant {
     }
 }
 
-/// The time at which the present turn of an event loop began. Cheaper than a look at the clock, and too early by as much as
-/// the turn has taken: good for "has it expired", not for computing a deadline that a handler asks for.
+/// When the present turn of an event loop began. Cheaper than reading the clock, but behind it by the duration of the turn:
+/// good for checking whether something has expired, not for the deadline of a handler's timer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TurnStart(Instant);
 
 impl TurnStart {
-    /// The turn began then.
+    /// A turn that began at `instant`.
     pub const fn at(instant: Instant) -> Self {
         TurnStart(instant)
     }
@@ -69,25 +69,25 @@ impl TurnStart {
     }
 }
 
-/// So many in a second, and a burst after a rest: the generic cell rate algorithm (ITU-T I.371).
+/// A rate limit with bursts: the generic cell rate algorithm (ITU-T I.371).
 #[derive(Clone, Copy, Debug)]
 pub struct Rate {
-    /// In a second; 0: no limit.
+    /// Maximum per second; 0: unlimited.
     most: u64,
-    /// What may come at once is what may come in this time.
+    /// A burst has as many events as the rate allows in this time.
     burst: Duration,
-    /// When everything so far would have come at this rate.
+    /// When all events so far would have been allowed at this rate.
     due: Instant,
 }
 
 impl Rate {
-    /// At most so many in a second; 0: no limit.
+    /// Allows `most` events per second; 0: unlimited.
     pub fn new(most: u64, burst: Duration) -> Self {
         Self { most, burst, due: Instant::default() }
     }
 
-    /// Whether so many may come now; then they have. A count above the burst is admitted after a rest, and delays what
-    /// follows.
+    /// Whether `count` events are allowed now; if so, counts them. A count above the burst is allowed after a pause, and
+    /// delays the following events.
     pub fn admits(&mut self, count: u64, now: Instant) -> bool {
         let is_open = count == 0 || self.opens(now).is_none();
         if is_open {
@@ -96,7 +96,7 @@ impl Rate {
         is_open
     }
 
-    /// So many have come, whether they may or not.
+    /// Counts events, whether they are allowed or not.
     pub fn add(&mut self, count: u64, now: Instant) {
         if self.most != 0 {
             let time = (u128::from(count) * 1_000_000_000).div_ceil(self.most.into());
@@ -104,7 +104,7 @@ impl Rate {
         }
     }
 
-    /// When something may come again; none: now.
+    /// When an event is allowed again; None: now.
     pub fn opens(&self, now: Instant) -> Option<Instant> {
         let wait = self.due.since(now).checked_sub(self.burst)?;
         Some(now + wait + Duration::from_nanos(1))
@@ -129,18 +129,18 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_may_come_and_then_so_many_in_each_second() {
+    fn after_a_burst_the_rate_applies() {
         let start = Instant::default() + 5 * SECOND;
         let mut rate = Rate::new(1000, 2 * SECOND);
         let mut admitted = |now| (0..5000).filter(|_| rate.admits(1, now)).count();
         assert_eq!(admitted(start), 2000);
         assert_eq!(admitted(start + SECOND / 10), 100);
-        assert_eq!(admitted(start + 100 * SECOND), 2000, "after a rest");
+        assert_eq!(admitted(start + 100 * SECOND), 2000, "after a pause");
         assert!((0..5000).all(|_| Rate::new(0, SECOND).admits(1, start)), "no limit");
     }
 
     #[test]
-    fn what_came_beyond_the_rate_is_waited_for() {
+    fn events_above_the_rate_delay_the_following() {
         let now = Instant::default() + SECOND;
         let mut rate = Rate::new(1000, SECOND);
         assert_eq!(rate.opens(now), None);

@@ -1,4 +1,4 @@
-//! The engine that joins topics with those of other machines.
+//! The engine that shares topics with other machines.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,25 +6,25 @@ use std::sync::Arc;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 
-/// How to reach it.
+/// How to connect to it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Engine {
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
-    /// How TLS is spoken, if it is.
+    /// TLS settings; none: without TLS.
     pub tls: Option<Tls>,
     /// Its servers, at least one.
     pub servers: Vec<Server>,
-    /// What subjects or channels begin with.
+    /// Prefix of subjects or channels.
     pub prefix: String,
-    /// What to prove, if anything.
+    /// Credentials, if it requires any.
     pub credentials: Option<Credentials>,
-    /// Bytes that may wait on the way there, and as many on the way back.
+    /// Maximum bytes in the queue to it, and in the queue from it.
     pub queue: usize,
 }
 
 impl Engine {
-    /// What it is, and where.
+    /// Its kind and servers.
     pub fn name(&self) -> String {
         let servers: Vec<String> = self.servers.iter().map(ToString::to_string).collect();
         let name = match self.kind {
@@ -35,7 +35,7 @@ impl Engine {
     }
 }
 
-/// The engines.
+/// Kind of an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// NATS.
@@ -62,26 +62,26 @@ impl fmt::Display for Server {
     }
 }
 
-/// What both ends of TLS prove.
+/// TLS settings.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tls {
-    /// The authorities that may have issued the engine's certificate; none: those of the system.
+    /// Trusted issuers of the engine's certificate; none: those of the system.
     pub ca: Vec<CertificateDer<'static>>,
-    /// The certificate shown to the engine, if there is one.
+    /// The client certificate, if there is one.
     pub identity: Option<Identity>,
 }
 
-/// A certificate with its chain, and its key.
+/// A certificate and its key.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Identity {
-    /// Its own first.
+    /// The certificate, then the intermediate ones.
     pub chain: Vec<CertificateDer<'static>>,
-    /// Does not show itself in [`fmt::Debug`].
+    /// The private key; not shown by [`fmt::Debug`].
     pub key: Arc<PrivateKeyDer<'static>>,
 }
 
 impl Tls {
-    /// The authorities that are trusted.
+    /// The trusted authorities.
     pub fn roots(&self) -> Result<RootCertStore, String> {
         let mut roots = RootCertStore::empty();
         for certificate in &self.ca {
@@ -91,12 +91,12 @@ impl Tls {
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         }
         match roots.is_empty() {
-            true => Err("the system trusts no certificates: name a file of them".to_owned()),
+            true => Err("the system has no trusted certificates; set bus_ca".to_owned()),
             false => Ok(roots),
         }
     }
 
-    /// The end of TLS that the bus is. Fails if the certificate does not belong to its key.
+    /// The configuration of the TLS client. Fails if the certificate does not match its key.
     pub fn client(&self, roots: RootCertStore) -> Result<ClientConfig, String> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
@@ -116,23 +116,23 @@ impl Tls {
     }
 }
 
-/// What the engine is told of who connects.
+/// Credentials for the engine.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Credentials {
-    /// A user, if one is named, and a password; without a user it may be a token.
+    /// User and password, a password only, or a token.
     Password {
         /// The name of the user.
         user: Option<String>,
         /// The password or token.
         secret: String,
     },
-    /// Of NATS: the text of a file with a JWT and the seed of its key.
+    /// NATS: the text of a file with a JWT and the seed of its key.
     Jwt(String),
-    /// Of NATS: the seed of a user's key.
+    /// NATS: the seed of a user's key.
     Nkey(String),
 }
 
-/// No secret.
+/// Without secrets.
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -1,14 +1,14 @@
-//! How a server that drains sends its clients away.
+//! Draining before the server stops.
 
 use std::time::Duration;
 
-/// How the server sends its clients away before it stops.
+/// How the server drains.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Drain {
-    /// From failing health checks to accepting nothing more; zero: at once.
+    /// How long connections are accepted after health checks have begun to fail.
     pub delay: Duration,
-    /// SIGTERM drains over this time first; zero: not at all.
+    /// Time over which connections are closed after SIGTERM; zero: the server stops at once.
     pub before_stop: Duration,
-    /// Of the Close frames.
+    /// Code of the Close frames.
     pub code: u16,
 }

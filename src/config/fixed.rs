@@ -1,9 +1,9 @@
-//! Settings that only a start can change.
+//! Settings that only a restart can change.
 
 use super::Config;
 
 impl Config {
-    /// The settings that are other ones than before although only a start can change them.
+    /// The settings that differ from those `before`, but can only be changed by a restart.
     pub fn fixed_changes(&self, before: &Config) -> Vec<&'static str> {
         let fixed = [
             ("control_socket", self.control.socket != before.control.socket),

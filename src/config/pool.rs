@@ -1,4 +1,4 @@
-//! Pools of workers, and which of them may send connections to which.
+//! Pools of workers, and which pools may move connections to which others.
 
 use std::time::Duration;
 
@@ -6,19 +6,19 @@ use nix::unistd::{Gid, Uid};
 
 use super::Config;
 
-/// A pool of workers. Number 0 is "default", which accepts connections and serves every handler without a pool of
-/// its own; its workers run as the server does, without limits of their own.
+/// A pool of workers. Number 0 is "default", which accepts connections and serves all handlers without a pool of their own;
+/// it has no limits of its own.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pool {
-    /// As in titles and logs.
+    /// Its name in titles and logs.
     pub name: String,
-    /// How many, at least 1.
+    /// Number of workers, at least 1.
     pub workers: usize,
-    /// Most connections of all its workers together, if there is a limit.
+    /// Maximum connections of all its workers together, if limited.
     pub connections: Option<u32>,
-    /// The user that they run as; only with groups, and only when the server is root.
+    /// User of the workers; only with groups, and only if the server is root.
     pub user: Option<Uid>,
-    /// Their groups, the first one first; none: those of the server.
+    /// Groups of the workers, the primary one first; none: those of the server.
     pub groups: Vec<Gid>,
     /// Added to the nice value of the server.
     pub nice: i32,
@@ -28,38 +28,38 @@ pub struct Pool {
     pub max_files: Option<u64>,
     /// RLIMIT_CPU; whole seconds, never zero.
     pub max_cpu: Option<Duration>,
-    /// RLIMIT_NPROC; only with a user, who is not root.
+    /// RLIMIT_NPROC; only with a user other than root.
     pub max_processes: Option<u64>,
-    /// Whether its workers are kept from some system calls.
+    /// Whether system calls of the workers are filtered.
     pub seccomp: bool,
-    /// A process for each connection; then the one worker is their parent.
+    /// Per-connection processes, if the pool has them; the only worker is their parent.
     pub children: Option<Processes>,
 }
 
-/// The processes of a pool in which each serves one connection.
+/// The per-connection processes of a pool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Processes {
-    /// How many wait for a connection, if there may be so many; at most `most`.
+    /// Number of processes that wait for a connection; at most `most`.
     pub spare: usize,
-    /// How many there are, at least 1.
+    /// Maximum number of processes, at least 1.
     pub most: usize,
 }
 
 impl Pool {
-    /// The most processes at a time, apart from those that are being replaced.
+    /// Maximum processes at a time, except those that are being replaced.
     pub fn processes(&self) -> usize {
         self.workers + self.children.map_or(0, |children| children.most)
     }
 
-    /// A pool without limits that runs as the server does.
+    /// A pool without limits, with the user of the server.
     pub fn new(name: &str, workers: usize) -> Self {
         Self { name: name.to_owned(), workers, ..Self::default() }
     }
 }
 
 impl Config {
-    /// Whether workers of a pool may send connections to those of another one. The default pool may to all; a pool with a user
-    /// of its own is a boundary for the others.
+    /// Whether workers of a pool may move connections to those of another one. Those of the default pool may move them to all
+    /// pools, others only to pools with the same user and groups.
     pub fn reaches(&self, from: usize, to: usize) -> bool {
         let identity = |pool: usize| self.pools.get(pool).map(|pool| (pool.user, &pool.groups));
         from == 0 || from == to || identity(from) == identity(to)
