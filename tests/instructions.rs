@@ -25,7 +25,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 /// Allowed increase over the expected count; percent.
-const TOLERANCE: f64 = 5.0;
+const TOLERANCE: f64 = 2.0;
 /// Messages in a pipeline.
 const DEPTH: u64 = 16;
 /// The bytes of the instruction `syscall`.

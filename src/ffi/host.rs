@@ -80,6 +80,8 @@ pub enum Reply<'a> {
 pub enum Payload<'a> {
     /// Valid during the call only.
     Borrowed(&'a [u8]),
+    /// A copy of such bytes.
+    Copied(Vec<u8>),
     /// Valid until it is dropped, which releases it.
     Owned(OwnedBytes),
 }
@@ -89,7 +91,17 @@ impl Payload<'_> {
     pub fn bytes(&self) -> &[u8] {
         match self {
             Payload::Borrowed(bytes) => bytes,
+            Payload::Copied(bytes) => bytes,
             Payload::Owned(bytes) => bytes.as_ref(),
+        }
+    }
+
+    /// The same for longer than the call: copied, if need be.
+    pub fn into_owned(self) -> Payload<'static> {
+        match self {
+            Payload::Borrowed(bytes) => Payload::Copied(bytes.to_vec()),
+            Payload::Copied(bytes) => Payload::Copied(bytes),
+            Payload::Owned(bytes) => Payload::Owned(bytes),
         }
     }
 }

@@ -26,7 +26,8 @@ pub struct CurrentCall {
     pub conn: AtomicU64,
     /// Type of the message that is being delivered; 0: none.
     kind: AtomicU32,
-    reserved: u32,
+    /// 1: it is a whole one; 0: a part of one.
+    whole: AtomicU32,
     /// Bytes of its payload.
     size: AtomicU64,
     /// Where it lies in the worker's memory.
@@ -75,7 +76,8 @@ impl CurrentCall {
 
     /// The call that begins next is given a message of so many bytes, with which `from` begins. [worker, event loop]
     #[inline]
-    pub fn deliver(&self, kind: u32, from: &[u8], size: usize) {
+    pub fn deliver(&self, kind: u32, is_whole: bool, from: &[u8], size: usize) {
+        self.whole.store(is_whole.into(), Ordering::Relaxed);
         self.size.store(size as u64, Ordering::Relaxed);
         self.data.store(from.as_ptr() as u64, Ordering::Relaxed);
         match from.first_chunk::<KEPT>() {
@@ -101,6 +103,15 @@ impl CurrentCall {
     /// The message is gone. [worker, event loop]
     pub fn delivered(&self) {
         self.kind.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether these very bytes are being delivered, as a whole message of this type. [worker, event loop]
+    #[inline]
+    pub fn is_delivering(&self, kind: u32, bytes: &[u8]) -> bool {
+        self.kind.load(Ordering::Relaxed) == kind
+            && self.whole.load(Ordering::Relaxed) == 1
+            && self.data.load(Ordering::Relaxed) == bytes.as_ptr() as u64
+            && self.size.load(Ordering::Relaxed) == bytes.len() as u64
     }
 
     /// The message that is being delivered. May be torn while the worker lives.
@@ -146,12 +157,17 @@ mod tests {
         let current_call = CurrentCall::default();
         assert_eq!((current_call.current(), current_call.message(), current_call.last()), (None, None, None));
         let payload: Vec<u8> = (1..=100).collect();
-        for size in [0, 1, 7, 8, 9, 63, 64, 65, 100] {
-            current_call.deliver(1, &payload[..(size + 30).min(100)], size);
+        for size in [0, 1, 7, 8, 9, 63, 64, 65, 99] {
+            current_call.deliver(1, true, &payload[..(size + 30).min(100)], size);
             let message = current_call.message().unwrap();
+            assert!(current_call.is_delivering(1, &payload[..size]));
+            assert!(!current_call.is_delivering(2, &payload[..size]));
+            assert!(!current_call.is_delivering(1, &payload[..size + 1]) && !current_call.is_delivering(1, &payload[1..]));
             assert_eq!((message.kind, message.size), (1, size as u64));
             assert_eq!(current_call.first_bytes(), payload[..size.min(KEPT)], "{size}");
         }
+        current_call.deliver(1, false, &payload, 100);
+        assert!(!current_call.is_delivering(1, &payload));
         let address = "192.0.2.1:80".parse().unwrap();
         current_call.set_current(0xabcd, Some(address).into(), Instant::from_nanos(1));
         current_call.begin(7, 6);

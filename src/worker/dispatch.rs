@@ -102,13 +102,13 @@ impl Worker {
             }
             (Ok(count), Next::Head) => self.read_head(id, &buffer[..count]),
             (Ok(count), Next::Messages) if count <= UNTIMED && at_once => {
-                self.session.process(id, buffer, count, 0, None)
+                self.session.process(id, buffer, count, None)
             }
             (Ok(count), Next::Messages | Next::Gathered) => {
                 let (begun, before) = (clock::now(), self.conns.delivered(id));
                 match next {
-                    Next::Gathered => self.session.process(id, buffer, 0, count, Some(begun)),
-                    _ => self.session.process(id, buffer, count, 0, None),
+                    Next::Gathered => self.session.process_gathered(id, buffer, count),
+                    _ => self.session.process(id, buffer, count, None),
                 }
                 let took = clock::now().since(begun);
                 let delivered = self.conns.delivered(id).saturating_sub(before);
@@ -249,7 +249,7 @@ impl Worker {
 
     fn run_counted(&self, id: u64, counted: Counted) {
         match counted {
-            Counted::Send { kind, outbound, flags } => self.conns.send_outbound(id, kind, outbound, flags),
+            Counted::Send { kind, payload, flags } => self.conns.send_accepted(id, kind, payload, flags),
             Counted::Ping(payload) => {
                 self.conns.take_over(id, &payload);
                 self.conns.send_ping(id, &payload, false);

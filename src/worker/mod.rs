@@ -201,11 +201,10 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
     }
     let admission = leak(Admission::new(Arc::clone(&config), addresses.join(pid, pool)));
     let threads: &ThreadHost = leak(ThreadHost::new(commands, registry, metrics, config.threads));
-    let delivering = Cell::new((std::ptr::null(), 0));
-    let host = leak(LoopHost { conns, handshakes: registry, delivering });
+    let host = leak(LoopHost { conns, handshakes: registry, call: &slot.call });
     let handlers = leak(Handlers { services, tasks, posts, slot, conns });
     let complaints = RefCell::default();
-    let session = leak(Session { conns, handlers, host, threads, admission, complaints });
+    let session = leak(Session { conns, handlers, threads, admission, complaints });
     let resources = routes.resources().map(|(path, number)| {
         let route = routes.handlers().get(usize::from(number));
         http::Resource {

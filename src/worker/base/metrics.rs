@@ -5,7 +5,7 @@ use crate::clock;
 use crate::ffi::call::Handler;
 use crate::ffi::place::Callback;
 use crate::fleet::counters::{Counters, Lane, NONE, OTHER, PlaceCounters};
-use crate::fleet::handler_counters::HandlerCounters;
+use crate::fleet::handler_counters::{HandlerCounters, Times};
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::Place;
 use crate::time::{Instant, TurnStart};
@@ -76,15 +76,31 @@ impl Stopwatch {
         if handler.has(callback) { self.time(callback, call) } else { call() }
     }
 
-    /// Calls, and counts the time. One call, so that it is inlined on the path of a message. [any thread]
-    #[inline(always)]
+    /// Calls, and counts the time. [any thread]
     pub fn time<R>(self, callback: Callback, call: impl FnOnce() -> R) -> R {
-        let times = self.0.and_then(|counters| Some((counters.times(callback as u32)?, clock::now())));
+        let timing = self.start(callback);
         let result = call();
-        if let Some((times, begun)) = times {
+        timing.stop();
+        result
+    }
+
+    /// A call begins. [any thread]
+    #[inline]
+    pub fn start(self, callback: Callback) -> Timing {
+        Timing(self.0.and_then(|counters| Some((counters.times(callback as u32)?, clock::now()))))
+    }
+}
+
+/// A call that is being measured, or is not.
+pub struct Timing(Option<(&'static Times, Instant)>);
+
+impl Timing {
+    /// It has returned.
+    #[inline]
+    pub fn stop(self) {
+        if let Some((times, begun)) = self.0 {
             times.add(nanoseconds_since(begun));
         }
-        result
     }
 }
 

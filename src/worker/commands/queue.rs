@@ -10,29 +10,13 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::auth;
 use crate::config::Sending;
-use crate::ffi::host::{OwnedBytes, Payload, Task};
+use crate::ffi::host::{Payload, Task};
 use crate::proto::ws::frame::MAX_CONTROL;
 use crate::proto::ws::{close, utf8};
 use crate::worker::base::memory;
 use crate::worker::base::metrics::{Metrics, NO_HANDLER};
 use crate::worker::commands::slot::{ConnSlot, Gate, Lease, Queue, Refused};
 use crate::worker::commands::watermarks::Watermarks;
-
-/// A payload on its way to the loop.
-pub enum Outbound {
-    Copied(Vec<u8>),
-    /// The handler's own bytes.
-    Owned(OwnedBytes),
-}
-
-impl Outbound {
-    pub fn bytes(&self) -> &[u8] {
-        match self {
-            Outbound::Copied(bytes) => bytes,
-            Outbound::Owned(bytes) => bytes.as_ref(),
-        }
-    }
-}
 
 /// What a thread wants of the loop, about a connection that is named by id.
 pub enum ThreadCommand {
@@ -59,7 +43,7 @@ pub enum Counted {
     /// Send a message or fragment.
     Send {
         kind: u32,
-        outbound: Outbound,
+        payload: Payload<'static>,
         flags: u32,
     },
     Ping(Vec<u8>),
@@ -172,11 +156,8 @@ impl CommandQueue {
             return self.refuse(conn, refused);
         }
         let cost = cost(bytes);
-        let outbound = match payload {
-            Payload::Borrowed(bytes) => Outbound::Copied(bytes.to_vec()),
-            Payload::Owned(bytes) => Outbound::Owned(bytes),
-        };
-        self.enter(conn, admit, cost, Counted::Send { kind, outbound, flags })
+        let payload = payload.into_owned();
+        self.enter(conn, admit, cost, Counted::Send { kind, payload, flags })
     }
 
     fn would_admit(&self, conn: u64, admit: impl Fn(Gate) -> Result<Gate, Refused>) -> Result<Gate, Refused> {

@@ -11,6 +11,8 @@ pub const FLOOR: usize = 64 * 1024;
 /// The marks of a worker's send queues. Set by the event loop, read by all threads.
 pub struct Watermarks {
     sending: Sending,
+    /// `sending.high`, at most [`FLOOR`].
+    floor: usize,
     high: AtomicUsize,
     low: AtomicUsize,
 }
@@ -18,7 +20,12 @@ pub struct Watermarks {
 impl Watermarks {
     /// As configured, while the queues together hold no more than they may.
     pub fn new(sending: Sending) -> Self {
-        Watermarks { sending, high: AtomicUsize::new(sending.high), low: AtomicUsize::new(sending.low) }
+        Watermarks {
+            sending,
+            floor: sending.high.min(FLOOR),
+            high: AtomicUsize::new(sending.high),
+            low: AtomicUsize::new(sending.low),
+        }
     }
 
     /// A queue of so many bytes is full.
@@ -36,7 +43,7 @@ impl Watermarks {
     /// No queue of fewer bytes is full.
     #[inline]
     pub fn floor(&self) -> usize {
-        self.sending.high.min(FLOOR)
+        self.floor
     }
 
     /// All queues together hold so many bytes now. The marks are lowered when that is more than it may be, and raised
@@ -46,7 +53,7 @@ impl Watermarks {
         let is_low = self.high() < high;
         let (high, low) = match total {
             0 => return,
-            _ if sum > total && !is_low => (self.floor(), low.min(FLOOR / 4)),
+            _ if sum > total && !is_low => (self.floor, low.min(FLOOR / 4)),
             _ if sum <= total - total / 4 && is_low => (high, low),
             _ => return,
         };

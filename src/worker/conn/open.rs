@@ -5,7 +5,7 @@ use std::ptr::null_mut;
 use std::sync::Arc;
 
 use crate::ffi::host::{Task, User};
-use crate::proto::ws::connection::Connection;
+use crate::proto::ws::connection::{Connection, Kind};
 use crate::time::Instant;
 use crate::worker::base::metrics::OpenCount;
 use crate::worker::conn::channel::{PeerClose, ThreadChannel};
@@ -190,6 +190,13 @@ impl Open {
     pub fn take_counted(&mut self) -> Option<(Share, Holding)> {
         let extra = self.extra.as_deref_mut()?;
         Some((std::mem::take(&mut extra.share), std::mem::take(&mut extra.holding)))
+    }
+
+    /// Counts a message that has come, or a part of one.
+    #[inline]
+    pub fn note_message(&mut self, kind: Kind, size: usize, last: bool) {
+        self.last_opcode = kind as u8;
+        self.counted.counters().received(size, last);
     }
 
     /// Whether an incomplete message takes more memory, or less, than is counted.

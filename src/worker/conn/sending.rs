@@ -5,14 +5,14 @@ use std::collections::VecDeque;
 use ::ws_handler::raw::*;
 use socket2::Socket;
 
-use crate::ffi::host::OwnedBytes;
+use crate::ffi::host::Payload;
 use crate::fleet::handler_counters::HandlerCounters;
 use crate::proto::ws::connection::{Connection, Io, Kind, Send, SendError};
-use crate::worker::commands::queue::{Counted, Outbound, ThreadCommand, cost};
+use crate::worker::commands::queue::{Counted, ThreadCommand, cost};
 use crate::worker::conn::connections::{Conns, Core};
 use crate::worker::conn::record::{Record, flags};
 use crate::worker::conn::send_queue::{Queue, Size};
-use crate::worker::conn::table::Conn;
+use crate::worker::conn::table::{Conn, Phase};
 
 /// Payloads from this size on are written from where they lie instead of being
 /// gathered with others.
@@ -20,7 +20,7 @@ const LARGE: usize = 16 * 1024;
 
 impl Conns {
     /// Whether the send queue is above its high mark even after the kernel was given what it takes; on_writable
-    /// is owed then.
+    /// is pending then.
     #[inline]
     pub fn is_full(&self, id: u64, conn: &mut Conn, record: &mut Record) -> bool {
         conn.queued() >= self.commands.watermarks.floor() && self.stays_full(id, conn, record)
@@ -46,25 +46,19 @@ impl Conns {
         self.batch.replace(rest);
         sends.extend(self.commands.take_sends(id));
         for command in sends {
-            if let ThreadCommand::Counted(id, Counted::Send { kind, outbound, flags }) = command {
-                self.send_outbound(id, kind, outbound, flags);
+            if let ThreadCommand::Counted(id, Counted::Send { kind, payload, flags }) = command {
+                self.send_accepted(id, kind, payload, flags);
                 self.commands.at(id).leave();
             }
         }
     }
 
-    /// Sends what another thread was told WS_OK for.
-    pub fn send_outbound(&self, id: u64, kind: u32, outbound: Outbound, flags: u32) {
-        self.take_over(id, outbound.bytes());
-        let how = Send { more: flags & WS_MORE != 0, compress: flags & WS_UNCOMPRESSED == 0, trusted: false };
-        let result = match outbound {
-            Outbound::Copied(bytes) => {
-                let trusted = !how.more && kind == WS_TEXT && self.is_unfragmented(id);
-                self.send_bytes(id, kind, &bytes, Send { trusted, ..how }, false)
-            }
-            Outbound::Owned(bytes) => self.send_owned_bytes(id, kind, bytes, how, false),
-        };
-        // The thread was told WS_OK: only a fragmented text that turns out not to be UTF-8 comes here.
+    /// Sends what was accepted from another thread with WS_OK.
+    pub fn send_accepted(&self, id: u64, kind: u32, payload: Payload<'static>, flags: u32) {
+        self.take_over(id, payload.bytes());
+        // The thread has checked a text, but not the pieces of one.
+        let trusted = flags & WS_MORE == 0 && self.is_unfragmented(id);
+        let result = self.send(id, kind, payload, flags, trusted, false);
         if result == WS_E_INVALID {
             log::error!(
                 "connection {id:x}: a fragmented text from another thread is not UTF-8; closing with 1011"
@@ -73,50 +67,51 @@ impl Conns {
         }
     }
 
-    /// Bytes for which another thread was told WS_OK enter the send queue, which counts them. The connection cannot move until
-    /// it is flushed.
+    /// Bytes that were accepted from another thread with WS_OK enter the send queue, which counts them. The connection cannot
+    /// move until it is flushed.
     pub fn take_over(&self, id: u64, bytes: &[u8]) {
         self.core.borrow_mut().mark_dirty(id);
         self.commands.at(id).add_bytes(cost(bytes), 0);
     }
 
-    /// Sends bytes that are valid during this call only. `bounded`: not if the send queue is full.
-    pub fn send_bytes(&self, id: u64, kind: u32, bytes: &[u8], how: Send, bounded: bool) -> i32 {
-        self.send(id, kind, bytes, how, bounded, |conn, record, bytes| {
-            write_early(conn, record, |queue, socket| {
-                // A socket that fails is found out by the flush that follows.
-                let taken = queue.write_before(socket, bytes).unwrap_or(0);
-                queue.tail().extend_from_slice(bytes.get(taken..).unwrap_or_default());
-            });
-        })
-    }
-
-    /// Sends bytes that stay as they are until they are dropped.
-    pub fn send_owned_bytes(&self, id: u64, kind: u32, bytes: OwnedBytes, how: Send, bounded: bool) -> i32 {
-        self.send(id, kind, bytes, how, bounded, |conn, _, bytes| {
-            if let Some(queue) = &mut conn.queue {
-                queue.push_owned(bytes);
-            }
-        })
-    }
-
-    /// The same. `put_large` puts a payload behind its header, with which the send queue ends.
+    /// Sends the usual message: whole, small, in a frame as it is, while the send queue is far from full. False, and nothing
+    /// was done, for any other, and if it may not be sent: [`send`](Self::send) finds out why.
     #[inline(always)]
-    fn send<P: AsRef<[u8]>>(
+    pub fn send_usual(&self, id: u64, kind: u32, bytes: &[u8], trusted: bool) -> bool {
+        let core = &mut *self.core.borrow_mut();
+        let (Some(kind), Some(conn)) = (message_kind(kind), core.table.get(id)) else { return false };
+        let Phase::Open(open) = &mut conn.phase else { return false };
+        let queue = conn.queue.get_or_insert_with(|| core.queue_pool.take());
+        let has_room = bytes.len() < LARGE && queue.len() < self.commands.watermarks.floor();
+        let now = self.life.turn().instant();
+        if !has_room || open.over || !open.proto.send_whole(kind, bytes, trusted, now, queue.tail()) {
+            return false;
+        }
+        open.counted.counters().sent(bytes.len(), true);
+        if !conn.dirty {
+            core.mark_dirty(id);
+        }
+        self.access_log.sent(id, bytes.len(), true);
+        true
+    }
+
+    /// Sends a message or fragment. `trusted`: the caller knows that a text is UTF-8. `bounded`: not if the send queue is full.
+    pub fn send(
         &self,
         id: u64,
         kind: u32,
-        payload: P,
-        how: Send,
+        payload: Payload<'_>,
+        flags: u32,
+        trusted: bool,
         bounded: bool,
-        put_large: impl FnOnce(&mut Conn, &mut Record, P),
     ) -> i32 {
-        let Some(message) = message_kind(kind) else { return WS_E_INVALID };
+        let Some(kind) = message_kind(kind) else { return WS_E_INVALID };
+        let how = Send { more: flags & WS_MORE != 0, compress: flags & WS_UNCOMPRESSED == 0, trusted };
         let core = &mut *self.core.borrow_mut();
-        let bytes = payload.as_ref();
+        let bytes = payload.bytes();
         let size = bytes.len();
         let sent = self.sending(core, id, bounded, |proto, io| {
-            let follows = proto.send_header(message, bytes, how, io)?;
+            let follows = proto.send_header(kind, bytes, how, io)?;
             if follows && size < LARGE {
                 io.out.extend_from_slice(bytes);
             }
@@ -177,6 +172,22 @@ impl Conns {
         }
         sent.map(|sent| (sent, counters))
     }
+}
+
+/// Puts a payload behind its header, with which the send queue ends: without a copy, as far as that is possible.
+fn put_large(conn: &mut Conn, record: &mut Record, payload: Payload<'_>) {
+    if let Payload::Owned(bytes) = payload {
+        if let Some(queue) = &mut conn.queue {
+            queue.push_owned(bytes);
+        }
+        return;
+    }
+    let bytes = payload.bytes();
+    write_early(conn, record, |queue, socket| {
+        // A socket that fails is found out by the flush that follows.
+        let taken = queue.write_before(socket, bytes).unwrap_or(0);
+        queue.tail().extend_from_slice(bytes.get(taken..).unwrap_or_default());
+    });
 }
 
 /// Writes in the middle of a callback. Should there be a crash, no Close frame can follow while that goes on, nor if

@@ -15,6 +15,7 @@ use crate::fleet::routes::{Route, Routes};
 use crate::fleet::scoreboard::Slot;
 use crate::log::{Level, write_for_handler};
 use crate::proto::ws::deflate::negotiate;
+use crate::worker::base::metrics::Timing;
 use crate::worker::conn::connections::Conns;
 use crate::worker::crash::modules::Modules;
 use crate::worker::crash::report::Collector;
@@ -202,13 +203,26 @@ impl Handlers {
     }
 
     /// Calls into a handler about the connection turned to.
-    #[inline(always)]
     pub fn call<R>(&self, handler: u16, callback: Callback, call: impl FnOnce() -> R) -> R {
+        let timing = self.begin_call(handler, callback);
+        let result = call();
+        self.end_call(timing);
+        result
+    }
+
+    /// Such a call begins. Without a closure, which would not be inlined on the path of a message.
+    #[inline(always)]
+    pub fn begin_call(&self, handler: u16, callback: Callback) -> Timing {
         count_call();
         self.slot.call.begin(handler, callback as u32);
-        let result = self.conns.metrics.stopwatch(handler).time(callback, call);
+        self.conns.metrics.stopwatch(handler).start(callback)
+    }
+
+    /// It has returned.
+    #[inline(always)]
+    pub fn end_call(&self, timing: Timing) {
+        timing.stop();
         self.slot.call.end();
-        result
     }
 }
 

@@ -1,7 +1,6 @@
 //! The calls of handlers on the event loop: information from the records, everything
 //! else done at once.
 
-use std::cell::Cell;
 use std::ffi::c_void;
 use std::ptr::null_mut;
 use std::sync::Arc;
@@ -10,8 +9,8 @@ use ::ws_handler::raw::*;
 
 use crate::clock;
 use crate::ffi::host::{ABSENT, ConnectionInfo, Host, Payload, Task, User};
+use crate::fleet::current_call::CurrentCall;
 use crate::proto::ws::close;
-use crate::proto::ws::connection::Send;
 use crate::worker::conn::channel::PeerClose;
 use crate::worker::conn::connections::Conns;
 use crate::worker::conn::handler_timers::{HandlerTimers, OF_A_CONNECTION};
@@ -23,8 +22,8 @@ use crate::worker::conn::table::Phase;
 pub struct LoopHost {
     pub conns: &'static Conns,
     pub handshakes: &'static Registry,
-    /// The text that a handler is being given: already known to be UTF-8.
-    pub delivering: Cell<(*const u8, usize)>,
+    /// What a handler is being given.
+    pub call: &'static CurrentCall,
 }
 
 impl Host for LoopHost {
@@ -69,11 +68,14 @@ impl Host for LoopHost {
     }
 
     fn send(&self, conn: u64, kind: u32, payload: Payload<'_>, flags: u32) -> i32 {
-        let result = match flags != 0 || self.conns.commands.at(conn).gate().fragments() != 0 {
-            false => self.send_payload(conn, kind, payload, flags),
-            true => self.send_flagged(conn, kind, payload, flags),
-        };
-        if result == WS_E_GONE { self.gone(conn) } else { result }
+        if let Payload::Borrowed(bytes) = payload
+            && flags == 0
+            && !self.is_within_fragments(conn)
+            && self.conns.send_usual(conn, kind, bytes, self.is_trusted(kind, bytes))
+        {
+            return WS_OK;
+        }
+        self.send_any(conn, kind, payload, flags)
     }
 
     fn ping(&self, conn: u64, payload: &[u8]) -> i32 {
@@ -186,30 +188,32 @@ impl LoopHost {
         self.handshakes.result(id, WS_E_GONE)
     }
 
-    #[inline(always)]
-    fn send_payload(&self, conn: u64, kind: u32, payload: Payload<'_>, flags: u32) -> i32 {
-        let how = Send { more: flags & WS_MORE != 0, compress: flags & WS_UNCOMPRESSED == 0, trusted: false };
-        match payload {
-            Payload::Borrowed(bytes) => {
-                let trusted = !how.more && self.delivering.get() == (bytes.as_ptr(), bytes.len());
-                self.conns.send_bytes(conn, kind, bytes, Send { trusted, ..how }, true)
-            }
-            Payload::Owned(bytes) => self.conns.send_owned_bytes(conn, kind, bytes, how, true),
-        }
+    /// Whether a fragmented message is being sent on this connection, here or by another thread.
+    fn is_within_fragments(&self, conn: u64) -> bool {
+        self.conns.commands.at(conn).gate().fragments() != 0
     }
 
-    /// With flags, or while a fragmented message is under way.
-    #[cold]
-    fn send_flagged(&self, conn: u64, kind: u32, payload: Payload<'_>, flags: u32) -> i32 {
-        match flags & WS_MORE != 0 || self.conns.commands.at(conn).gate().fragments() != 0 {
+    /// Whether a text is known to be UTF-8: it is the one that is being delivered.
+    #[inline]
+    fn is_trusted(&self, kind: u32, bytes: &[u8]) -> bool {
+        kind == WS_TEXT && self.call.is_delivering(kind, bytes)
+    }
+
+    #[inline(never)]
+    fn send_any(&self, conn: u64, kind: u32, payload: Payload<'_>, flags: u32) -> i32 {
+        let result = match flags & WS_MORE != 0 || self.is_within_fragments(conn) {
             _ if flags & !(WS_MORE | WS_UNCOMPRESSED) != 0 => WS_E_INVALID,
-            false => self.send_payload(conn, kind, payload, flags),
             true => self.send_fragment(conn, kind, payload, flags),
-        }
+            false => {
+                let trusted = self.is_trusted(kind, payload.bytes());
+                self.conns.send(conn, kind, payload, flags, trusted, true)
+            }
+        };
+        if result == WS_E_GONE { self.gone(conn) } else { result }
     }
 
-    /// A fragment, or what follows one: threads that send on the same connection are told, and what they were told WS_OK
-    /// for comes before it.
+    /// A fragment, or what follows one: threads that send on the same connection are told, and what was accepted from them
+    /// comes before it.
     fn send_fragment(&self, conn: u64, kind: u32, payload: Payload<'_>, flags: u32) -> i32 {
         if self.conns.with_open(conn, |_, open| open.over) != Some(false) {
             return WS_E_GONE;
@@ -219,7 +223,7 @@ impl LoopHost {
         }
         let Some(running) = self.conns.commands.at(conn).begin_fragments(kind) else { return WS_E_INVALID };
         self.conns.run_sends(conn);
-        let result = self.send_payload(conn, kind, payload, flags);
+        let result = self.conns.send(conn, kind, payload, flags, false, true);
         let is_begun = flags & WS_MORE != 0 && result == WS_OK || running != 0 && result != WS_OK;
         if !is_begun {
             self.conns.commands.at(conn).end_fragments();

@@ -49,75 +49,59 @@ impl Session {
         };
         if count < buffer.len() {
             let begun = clock::now();
-            self.process(id, buffer, count, 0, Some(begun));
+            self.process(id, buffer, count, Some(begun));
         }
         true
     }
 
-    /// Feeds `buffer[..count]` to the protocol, after `gathered` bytes that are in the message buffer already, and handles
-    /// the events. `begun` is the time if the caller has read the clock. What does not fit into a slice is set aside
-    /// until the connection's next turn.
-    pub fn process(
-        &self,
-        id: u64,
-        buffer: &mut [u8],
-        count: usize,
-        mut gathered: usize,
-        begun: Option<Instant>,
-    ) {
-        let Some(handler) = self.handlers.set_current(id) else { return };
-        let to = Target { id, handler, service: self.handlers.service(handler) };
-        let limits = &self.conns.settings(handler).limits;
+    /// Feeds `buffer[..count]` to the protocol, and handles the events. `begun` is the time if the caller has read the clock.
+    /// What does not fit into a slice is set aside until the connection's next turn.
+    pub fn process(&self, id: u64, buffer: &mut [u8], count: usize, begun: Option<Instant>) {
+        let Some(to) = self.target(id) else { return };
+        let limits = &self.conns.settings(to.handler).limits;
         let now = self.conns.life.turn().instant();
         let is_limited = self.admission.limits_rate();
         let mut slice = Slice::new(begun);
         let mut at = 0;
         let mut is_share_stale = false;
-        loop {
-            let next = {
+        'messages: loop {
+            let is_message = 'next: {
                 let mut core = self.conns.core.borrow_mut();
                 let Core { table, codecs, queue_pool, .. } = &mut *core;
                 let Some(conn) = table.get(id) else { return };
                 // Flushed below.
                 conn.dirty = true;
-                if conn.is_paused() && gathered == 0 {
+                if conn.is_paused() {
                     let rest = &buffer[at..count];
                     if let Some(open) = conn.open().filter(|_| !rest.is_empty()) {
                         open.set_unread(rest.into());
                     }
-                    break;
+                    break 'messages;
                 }
                 let is_full = conn.queued() >= self.conns.commands.watermarks.high();
                 let protocol = conn.protocol(now, limits, codecs, queue_pool);
-                let Some((open, mut io)) = protocol.filter(|(open, _)| !open.over) else { break };
-                if is_full && gathered == 0 {
+                let Some((open, mut io)) = protocol.filter(|(open, _)| !open.over) else { break 'messages };
+                if is_full {
                     drop(core);
                     self.conns.flush_within(id);
-                    continue;
+                    continue 'messages;
                 }
-                let next = match std::mem::take(&mut gathered) {
-                    0 => open.proto.receive_whole(&mut buffer[..count], &mut at, &mut io),
-                    gathered => Err(open.proto.taken(gathered, &mut io)),
-                };
-                is_share_stale = open.is_share_stale();
-                let mut note = |kind: Kind, size, last| {
-                    open.last_opcode = kind as u8;
-                    open.counted.counters().received(size, last);
-                };
-                match &next {
-                    Ok((kind, range)) => note(*kind, range.len(), true),
-                    Err(Event::Message { kind, last, body, .. }) => note(*kind, body.len(), *last),
-                    Err(_) => {}
+                match open.proto.receive_whole(&mut buffer[..count], &mut at, &mut io) {
+                    Ok((kind, range)) => {
+                        open.note_message(kind, range.len(), true);
+                        drop(core);
+                        if is_limited && self.is_too_fast(id, true, range.len()) {
+                            break 'next false;
+                        }
+                        self.deliver(to, kind, WS_FIRST | WS_LAST, Body::Input(range), buffer);
+                        true
+                    }
+                    Err(event) => {
+                        is_share_stale |= note_event(open, &event);
+                        drop(core);
+                        self.handle(to, event, is_limited, buffer)
+                    }
                 }
-                next
-            };
-            let is_message = match next {
-                Ok((_, ref range)) if is_limited && self.is_too_fast(id, true, range.len()) => false,
-                Ok((kind, range)) => {
-                    self.deliver(to, kind, WS_FIRST | WS_LAST, Body::Input(range), buffer);
-                    true
-                }
-                Err(event) => self.handle(to, event, is_limited, buffer),
             };
             // No further call of the protocol would find anything.
             if at >= count {
@@ -132,6 +116,29 @@ impl Session {
             self.conns.count_share(id);
         }
         self.conns.finish_turn(id);
+    }
+
+    /// Tells the protocol of `count` bytes that were received where the message is gathered, and handles what comes of
+    /// them.
+    pub fn process_gathered(&self, id: u64, buffer: &mut [u8], count: usize) {
+        let Some(to) = self.target(id) else { return };
+        let taken = self.conns.with_protocol(id, |open, io| {
+            let event = (!open.over).then(|| open.proto.taken(count, io))?;
+            Some((note_event(open, &event), event))
+        });
+        if let Some((is_share_stale, event)) = taken.flatten() {
+            self.handle(to, event, self.admission.limits_rate(), buffer);
+            if is_share_stale {
+                self.conns.count_share(id);
+            }
+        }
+        self.conns.finish_turn(id);
+    }
+
+    /// Calls are about this connection from now on.
+    fn target(&self, id: u64) -> Option<Target<'_>> {
+        let handler = self.handlers.set_current(id)?;
+        Some(Target { id, handler, service: self.handlers.service(handler) })
     }
 
     /// Handles what is no whole message in one frame. Returns whether the handler was given a message.
@@ -246,16 +253,12 @@ impl Session {
     /// Calls on_message with the first `size` bytes of `from`, which a NUL follows.
     #[inline(always)]
     fn call_message(&self, to: Target, service: &Service, kind: Kind, flags: u32, from: &[u8], size: usize) {
-        if kind == Kind::Text && flags == WS_FIRST | WS_LAST {
-            self.host.delivering.set((from.as_ptr(), size));
-        }
         let call = &self.handlers.slot.call;
-        call.deliver(kind as u32, from, size);
-        self.handlers.call(to.handler, Callback::Message, || {
-            service.handler.message(to.id, kind as u32, flags, &from[..size + 1])
-        });
+        call.deliver(kind as u32, flags == WS_FIRST | WS_LAST, from, size);
+        let timing = self.handlers.begin_call(to.handler, Callback::Message);
+        service.handler.message(to.id, kind as u32, flags, &from[..size + 1]);
+        self.handlers.end_call(timing);
         call.delivered();
-        self.host.delivering.set((std::ptr::null(), 0));
     }
 
     /// Delivers a Pong; `payload` ends in a NUL.
@@ -338,4 +341,13 @@ impl Session {
             self.notify_writable(id);
         }
     }
+}
+
+/// Counts a message that an event brings, or a part of one. Returns whether an incomplete one takes more memory, or less,
+/// than is counted.
+fn note_event(open: &mut Open, event: &Event) -> bool {
+    if let Event::Message { kind, last, body, .. } = event {
+        open.note_message(*kind, body.len(), *last);
+    }
+    open.is_share_stale()
 }

@@ -10,13 +10,11 @@ use crate::worker::base::complaints::Complaints;
 use crate::worker::blocking::thread::ThreadHost;
 use crate::worker::conn::connections::Conns;
 use crate::worker::host::handlers::Handlers;
-use crate::worker::host::loop_host::LoopHost;
 use crate::worker::listen::admission::Admission;
 
 pub struct Session {
     pub conns: &'static Conns,
     pub handlers: &'static Handlers,
-    pub host: &'static LoopHost,
     pub threads: &'static ThreadHost,
     pub admission: &'static Admission,
     /// What is logged of peers that do not keep to the protocol.

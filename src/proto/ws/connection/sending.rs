@@ -1,6 +1,6 @@
 //! Messages out (RFC 6455 6.1): one frame for each call, compressed where that was agreed.
 
-use super::{Connection, Deflate, Io, Kind, Opcode, Outgoing, Validator, frame, utf8};
+use super::{Connection, Deflate, Instant, Io, Kind, Opcode, Outgoing, Phase, Validator, frame, utf8};
 
 /// How to send a message or a fragment of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,17 +42,42 @@ pub enum SendError {
 impl Connection {
     /// Appends a message, or a fragment of one, as one frame. Text must be UTF-8; a fragment may end within a
     /// character.
-    #[inline]
     pub fn send(&mut self, kind: Kind, data: &[u8], how: Send, io: &mut Io) -> Result<(), SendError> {
-        if self.send_header(kind, data, how, io)? {
+        let is_sent = !how.more && self.send_whole(kind, data, how.trusted, io.now, io.out);
+        if !is_sent && self.send_header(kind, data, how, io)? {
             io.out.extend_from_slice(data);
         }
         Ok(())
     }
 
+    /// The same for the usual message, which costs less then: a whole one, in a frame as it is. False, and nothing was
+    /// appended, for any other, and if it may not be sent: `send` finds out why.
+    #[inline(always)]
+    pub fn send_whole(
+        &mut self,
+        kind: Kind,
+        data: &[u8],
+        trusted: bool,
+        now: Instant,
+        out: &mut Vec<u8>,
+    ) -> bool {
+        if self.phase != Phase::Open || self.deflate.is_some() || self.rare.is_some() {
+            return false;
+        }
+        if kind == Kind::Text && !trusted && !utf8::is_valid(data) {
+            return false;
+        }
+        self.last_message = now;
+        match data.len() {
+            len @ 0..126 => frame::encode_short(out, kind.opcode(), len as u8),
+            len => frame::encode(out, kind.opcode(), true, false, len),
+        }
+        out.extend_from_slice(data);
+        true
+    }
+
     /// As `send()`, but where the payload goes out as it is, only the header is appended: true, and the caller
     /// is to write `data` after `out`.
-    #[inline(always)]
     pub fn send_header(
         &mut self,
         kind: Kind,
@@ -61,41 +86,21 @@ impl Connection {
         io: &mut Io,
     ) -> Result<bool, SendError> {
         self.check_may_send()?;
-        if how.more || self.deflate.is_some() || self.rare.is_some() {
-            return self.send_any_header(kind, data, how, io);
-        }
-        if kind == Kind::Text && !how.trusted && !utf8::is_valid(data) {
-            return Err(SendError::NotUtf8);
-        }
-        self.last_message = io.now;
-        match data.len() {
-            len @ 0..126 => frame::encode_short(io.out, kind.opcode(), len as u8),
-            len => frame::encode(io.out, kind.opcode(), true, false, len),
-        }
-        Ok(true)
-    }
-
-    /// The same for what may be compressed, or a fragment.
-    #[inline(never)]
-    fn send_any_header(
-        &mut self,
-        kind: Kind,
-        data: &[u8],
-        how: Send,
-        io: &mut Io,
-    ) -> Result<bool, SendError> {
         let unfinished = self.outgoing();
         if unfinished.is_some_and(|unfinished| unfinished.kind != kind) {
             return Err(SendError::WrongKind);
         }
-        let mut utf8 = unfinished.map_or(Validator::default(), |unfinished| unfinished.utf8);
-        if kind == Kind::Text && !how.trusted {
-            utf8.feed(data).map_err(|_| SendError::NotUtf8)?;
-            if !how.more {
-                utf8.finish().map_err(|_| SendError::NotUtf8)?;
-            }
-        }
         let first = unfinished.is_none();
+        let mut utf8 = unfinished.map_or(Validator::default(), |unfinished| unfinished.utf8);
+        let is_valid = match how.more {
+            _ if kind != Kind::Text || how.trusted => true,
+            false if first => utf8::is_valid(data),
+            false => utf8.feed(data).and_then(|()| utf8.finish()).is_ok(),
+            true => utf8.feed(data).is_ok(),
+        };
+        if !is_valid {
+            return Err(SendError::NotUtf8);
+        }
         // The length of a message that goes on is not known: taken for long.
         let wanted = |deflate: &Deflate| how.compress && (how.more || deflate.wants(data.len()));
         let compressed = match unfinished {
