@@ -384,7 +384,7 @@ fn log_lines_about_refusals_are_limited() {
     }
     until("it says how many it has left out", || {
         drop(from(ONE, &server).rest());
-        server.log().contains(" more like this since the last such line")
+        server.log().contains(" more such lines were left out")
     });
     let lines = server.log().matches("was turned away").count();
     // Each of two workers.

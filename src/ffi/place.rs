@@ -5,12 +5,14 @@
 use std::cell::Cell;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use ::ws_handler::raw::*;
 
 use super::host::{EventLoop, Host, Worker};
 use super::strict;
 use crate::clock;
+use crate::log::Limit;
 
 /// The callback that a thread is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -237,7 +239,11 @@ fn foreign_host() -> Option<&'static dyn Host> {
 
 // ----------------------------------------------------------------- breaches
 
-/// Whether a breach of the contract aborts the process.
+/// Most lines in an interval about breaches, and about calls without effect.
+const LINES: u64 = 10;
+const INTERVAL: Duration = Duration::from_secs(10);
+
+/// Whether a breach of the contract ends the process.
 static STRICT: AtomicBool = AtomicBool::new(cfg!(debug_assertions));
 
 /// From now on a breach of the contract aborts the process, as in a debug build.
@@ -265,14 +271,9 @@ pub fn breach_of_contract(callback: Callback, conn: ws_conn, what: std::fmt::Arg
 }
 
 fn report_breach(what: std::fmt::Arguments<'_>) {
-    static LIMIT: LineLimit = LineLimit::new();
-    if let Some(left_out) = LIMIT.pass(clock::now().as_nanos()) {
-        let more = if left_out > 0 {
-            format!(" ({left_out} similar errors were not logged)")
-        } else {
-            String::new()
-        };
-        log::error!("{what}{more}");
+    static LIMIT: Limit = Limit::new(LINES, INTERVAL);
+    if let Some(left_out) = LIMIT.admit(clock::now()) {
+        log::error!("{what}{left_out}");
     }
     if is_strict() {
         strict::note_breach(what);
@@ -282,16 +283,14 @@ fn report_breach(what: std::fmt::Arguments<'_>) {
 
 /// Logs a call that had no effect because of an error in the handler.
 pub(super) fn note_without_effect(conn: ws_conn, what: std::fmt::Arguments<'_>) {
-    static LIMIT: LineLimit = LineLimit::new();
-    if LIMIT.pass(clock::now().as_nanos()).is_none() {
-        return;
-    }
+    static LIMIT: Limit = Limit::new(LINES, INTERVAL);
+    let Some(left_out) = LIMIT.admit(clock::now()) else { return };
     let (callback, here) = PLACE.get();
     let name = WORKER
         .get()
         .map_or("a handler".to_owned(), |worker| worker.handler_name(if here != 0 { here } else { conn }));
     let place = if callback == Callback::None { "outside of callbacks" } else { callback.name() };
-    log::warn!("{name}: in {place}: {what} (connection {conn:x})");
+    log::warn!("{name}: in {place}: {what} (connection {conn:x}){left_out}");
 }
 
 /// Reports a function that was called where its tag does not allow it.
@@ -345,46 +344,5 @@ pub fn error_name(result: i32) -> &'static str {
         WS_E_ABSENT => "WS_E_ABSENT",
         WS_E_DENIED => "WS_E_DENIED",
         _ => "an unknown error",
-    }
-}
-
-/// Limits the log lines in an interval, and counts those above the limit.
-struct LineLimit {
-    /// Start of the interval; ns.
-    since: AtomicU64,
-    passed: AtomicU64,
-}
-
-impl LineLimit {
-    /// Lines in an interval, and its length (ns).
-    const LINES: u64 = 10;
-    const INTERVAL: u64 = 10_000_000_000;
-
-    const fn new() -> Self {
-        LineLimit { since: AtomicU64::new(0), passed: AtomicU64::new(0) }
-    }
-
-    /// Some if a line may be written now, with the number of lines suppressed before it.
-    fn pass(&self, now: u64) -> Option<u64> {
-        let since = self.since.load(Ordering::Relaxed);
-        let is_over = since == 0 || now.saturating_sub(since) >= Self::INTERVAL;
-        if is_over && self.since.compare_exchange(since, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-            return Some(self.passed.swap(1, Ordering::Relaxed).saturating_sub(Self::LINES));
-        }
-        (self.passed.fetch_add(1, Ordering::Relaxed) < Self::LINES).then_some(0)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ten_lines_pass_in_an_interval_and_the_others_are_counted() {
-        let limit = LineLimit::new();
-        let passed = |now| (0..100).filter(|_| limit.pass(now).is_some()).count();
-        assert_eq!(passed(1), 10);
-        assert_eq!(limit.pass(1 + LineLimit::INTERVAL), Some(90));
-        assert_eq!(passed(1 + LineLimit::INTERVAL), 9);
     }
 }

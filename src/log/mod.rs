@@ -6,6 +6,7 @@
 mod access;
 mod files;
 mod level;
+mod limit;
 mod line;
 mod relay;
 mod target;
@@ -24,6 +25,7 @@ use log::{Log, Metadata, Record};
 pub use self::access::AccessField;
 pub use self::files::Rotation;
 pub use self::level::Level;
+pub use self::limit::{LeftOut, Limit};
 pub use self::line::Value;
 use self::line::{Form, Line, Writer};
 pub use self::relay::MAX_BYTES as MAX_RELAYED;

@@ -5,32 +5,32 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::fleet::addresses::{Network, network_of};
+use crate::log::{LeftOut, Limit};
 use crate::time::Instant;
-use crate::worker::base::log_limit::LogLimit;
 
 /// A peer is complained about so often in an interval.
-const LINES: u32 = 3;
+const LINES: u64 = 3;
 const INTERVAL: Duration = Duration::from_secs(10);
-/// Peers that are told apart; further ones share what a peer has.
+/// Peers that are tracked separately; further ones share an entry.
 const PEERS: usize = 1024;
 
-/// The complaints of late, by the network of the peer. At most [`PEERS`], and those that share an entry.
+/// By the network of the peer; at most [`PEERS`], and the entry that others share.
 #[derive(Debug, Default)]
 pub struct Complaints {
-    peers: HashMap<Option<Network>, LogLimit>,
+    peers: HashMap<Option<Network>, Limit>,
 }
 
 impl Complaints {
-    /// Whether a complaint about a peer is to be logged: then how many about it were not since the last that was.
-    pub fn admit(&mut self, peer: Option<IpAddr>, now: Instant) -> Option<u64> {
+    /// Whether a complaint about a peer is to be logged.
+    pub fn admit(&mut self, peer: Option<IpAddr>, now: Instant) -> Option<LeftOut> {
         let mut key = peer.map(network_of);
         if !self.peers.contains_key(&key) && self.peers.len() >= PEERS {
-            self.peers.retain(|_, said| !said.is_over(INTERVAL, now));
+            self.peers.retain(|_, limit| !limit.is_over(now));
             if self.peers.len() >= PEERS {
                 key = None;
             }
         }
-        self.peers.entry(key).or_default().admit((LINES, INTERVAL), now)
+        self.peers.entry(key).or_insert_with(|| Limit::new(LINES, INTERVAL)).admit(now)
     }
 }
 
@@ -49,18 +49,19 @@ mod tests {
         let [one, other]: [IpAddr; 2] = ["2001:db8::1", "192.0.2.1"].map(|ip| ip.parse().unwrap());
         let neighbour: IpAddr = "2001:db8::9".parse().unwrap();
         let table = [
-            (one, 0, Some(0)),
-            (neighbour, 0, Some(0)),
-            (one, 1, Some(0)),
+            (one, 0, Some("")),
+            (neighbour, 0, Some("")),
+            (one, 1, Some("")),
             (one, 2, None),
             (neighbour, 9, None),
+            (other, 9, Some("")),
+            (one, 10, Some("; 2 more such lines were left out")),
+            (one, 11, Some("")),
         ];
         for (ip, second, expected) in table {
-            assert_eq!(complaints.admit(Some(ip), at(second)), expected, "{ip} at {second}");
+            let admitted = complaints.admit(Some(ip), at(second)).map(|left_out| left_out.to_string());
+            assert_eq!(admitted.as_deref(), expected, "{ip} at {second}");
         }
-        assert_eq!(complaints.admit(Some(other), at(9)), Some(0), "another one has lines of its own");
-        assert_eq!(complaints.admit(Some(one), at(10)), Some(2));
-        assert_eq!(complaints.admit(Some(one), at(11)), Some(0));
     }
 
     #[test]
@@ -70,6 +71,6 @@ mod tests {
         let logged = (0..100_000).filter(|number| complaints.admit(ip(*number), at(0)).is_some()).count();
         assert_eq!(logged, PEERS + LINES as usize);
         assert!(complaints.peers.len() <= PEERS + 1);
-        assert_eq!(complaints.admit(ip(200_000), at(10)), Some(0), "old entries make room");
+        assert!(complaints.admit(ip(200_000), at(10)).is_some(), "old entries make room");
     }
 }

@@ -4,7 +4,6 @@ pub mod complaints;
 pub mod descriptors;
 pub mod heap;
 pub mod lifecycle;
-pub mod log_limit;
 pub mod memory;
 pub mod metrics;
 pub mod poll;

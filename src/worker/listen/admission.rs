@@ -16,7 +16,7 @@ use crate::config::{Config, HandlerSettings};
 use crate::fleet::addresses::{Limiter, Mark, Permit};
 use crate::fleet::refusal::Refusal;
 use crate::http::{self, Body, Response};
-use crate::worker::base::log_limit::LogLimit;
+use crate::log::Limit;
 use crate::worker::conn::open::Open;
 use crate::worker::conn::rate_limit::RateLimit;
 
@@ -33,11 +33,12 @@ const IN_A_MINUTE: &[(&str, &str)] = &[("Retry-After", "60")];
 pub struct Admission {
     config: Arc<Config>,
     pub limiter: Limiter,
-    said: [LogLimit; Refusal::ALL.len()],
-    /// As `said`, for connections that could not be counted.
-    uncounted: LogLimit,
-    /// As `said`, for logins that have failed.
-    failed_logins: LogLimit,
+    /// Lines for each reason to turn a client away.
+    refusals: [Limit; Refusal::ALL.len()],
+    /// Lines for connections that could not be counted.
+    uncounted: Limit,
+    /// Lines for logins that have failed.
+    failed_logins: Limit,
     /// Whether there is a limit of what peers may send in a second.
     has_pace: bool,
     /// The present second, and the number of explanations in it.
@@ -50,11 +51,18 @@ impl Admission {
         if !limiter.has_row() {
             log::warn!("too many processes: limits of connections do not count those of this one");
         }
-        let said = Default::default();
-        let (uncounted, failed_logins, answered) = Default::default();
+        let limit = || Limit::new(1, SECOND);
         let is_limited = |handler: &HandlerSettings| handler.message_rate != 0 || handler.byte_rate != 0;
         let has_pace = config.handler_of.values().chain([&config.handler]).any(is_limited);
-        Self { config, limiter, said, uncounted, failed_logins, has_pace, answered }
+        Self {
+            config,
+            limiter,
+            refusals: std::array::from_fn(|_| limit()),
+            uncounted: limit(),
+            failed_logins: limit(),
+            has_pace,
+            answered: Cell::default(),
+        }
     }
 
     pub fn admit(&self, peer: Option<SocketAddr>, is_draining: bool) -> Result<Permit, Refusal> {
@@ -132,16 +140,14 @@ impl Admission {
     pub fn note(&self, refusal: Refusal, client: Option<SocketAddr>, detail: &str) {
         self.limiter.refused(refusal);
         // Load balancers go on asking; the log has said that the server drains.
-        let said = self.said.get(refusal as usize).filter(|_| refusal != Refusal::Draining);
-        let Some(said) = said else { return };
-        self.warn(said, || format!("{} was turned away: {}{detail}", name_of(client), described(refusal).2));
+        let limit = self.refusals.get(refusal as usize).filter(|_| refusal != Refusal::Draining);
+        let Some(limit) = limit else { return };
+        self.warn(limit, || format!("{} was turned away: {}{detail}", name_of(client), described(refusal).2));
     }
 
-    fn warn(&self, said: &LogLimit, line: impl FnOnce() -> String) {
-        match said.admit((1, SECOND), clock::now()) {
-            None => {}
-            Some(0) => log::warn!("{}", line()),
-            Some(count) => log::warn!("{}; {count} more like this since the last such line", line()),
+    fn warn(&self, limit: &Limit, line: impl FnOnce() -> String) {
+        if let Some(left_out) = limit.admit(clock::now()) {
+            log::warn!("{}{left_out}", line());
         }
     }
 

@@ -180,11 +180,7 @@ impl Session {
             return;
         };
         let peer = peer.map_or("a Unix socket".to_owned(), |peer| peer.to_string());
-        let more = match left_out {
-            0 => String::new(),
-            count => format!("; {count} more such lines about its address were left out"),
-        };
-        log::info!("connection {id:x} from {peer}: {why}; closed with {code}{more}");
+        log::info!("connection {id:x} from {peer}: {why}; closed with {code}{left_out}");
     }
 
     #[inline(never)]

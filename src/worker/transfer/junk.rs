@@ -4,16 +4,18 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use crate::clock;
-use crate::worker::base::log_limit::LogLimit;
+use crate::log::Limit;
 
-/// Lines, and in which time.
-const RATE: (u32, Duration) = (1, Duration::from_secs(10));
-
-#[derive(Default)]
 pub struct Junk {
-    said: LogLimit,
+    limit: Limit,
     /// The process that has sent what is being read.
     sender: Cell<i32>,
+}
+
+impl Default for Junk {
+    fn default() -> Self {
+        Self { limit: Limit::new(1, Duration::from_secs(10)), sender: Cell::default() }
+    }
 }
 
 impl Junk {
@@ -23,11 +25,8 @@ impl Junk {
     }
 
     pub fn note(&self, what: impl FnOnce() -> String) {
-        let Some(unsaid) = self.said.admit(RATE, clock::now()) else { return };
-        let sender = self.sender.get();
-        log::error!(
-            "inbox: from process {sender}: {}; {unsaid} more like it since this was last logged",
-            what()
-        );
+        if let Some(left_out) = self.limit.admit(clock::now()) {
+            log::error!("inbox: from process {}: {}{left_out}", self.sender.get(), what());
+        }
     }
 }
