@@ -162,7 +162,10 @@ mod tests {
             let message = current_call.message().unwrap();
             assert!(current_call.is_delivering(1, &payload[..size]));
             assert!(!current_call.is_delivering(2, &payload[..size]));
-            assert!(!current_call.is_delivering(1, &payload[..size + 1]) && !current_call.is_delivering(1, &payload[1..]));
+            assert!(
+                !current_call.is_delivering(1, &payload[..size + 1])
+                    && !current_call.is_delivering(1, &payload[1..])
+            );
             assert_eq!((message.kind, message.size), (1, size as u64));
             assert_eq!(current_call.first_bytes(), payload[..size.min(KEPT)], "{size}");
         }

@@ -9,14 +9,14 @@ use crate::time::Instant;
 use crate::worker::Worker;
 
 impl Worker {
-    /// Closes connections whose time has come.
-    pub fn close_over_time(&self) {
+    /// Closes connections whose time has come; returns when the next one's comes.
+    pub fn close_over_time(&self) -> Option<Instant> {
         let Readiness::Closing { until, code } = self.conns.presence.scoreboard.bulletin().readiness() else {
             self.spread.take();
-            return;
+            return None;
         };
         if self.conns.life.is_stopping() {
-            return;
+            return None;
         }
         let now = self.conns.life.turn().instant();
         let mut spread = self.spread.take().unwrap_or_else(|| {
@@ -31,13 +31,9 @@ impl Worker {
                 self.conns.close_after_messages(id, code);
             }
         }
+        let next = Some(spread.next).filter(|next| !next.is_never());
         self.spread.replace(Some(spread));
-    }
-
-    /// When to look again, if that is known.
-    pub fn next_close(&self) -> Option<Instant> {
-        let next = self.spread.borrow().as_ref().map(|spread| spread.next);
-        next.filter(|next| !next.is_never())
+        next
     }
 }
 

@@ -99,15 +99,18 @@ impl Worker {
         }
     }
 
-    /// Does the periodic work that no event triggers: once a heartbeat, and at the end of a turn in which something was
-    /// requested, as long as that is not done. Returns whether the worker may leave.
+    /// Does what no event triggers: once a heartbeat, at the end of a turn in which it was requested, and when a part of it is
+    /// due. Returns whether the worker may leave.
     #[cold]
     fn do_chores(&self) -> bool {
+        self.conns.life.begin_chores();
         self.look_for_connections();
-        self.transfer.migrate_more();
-        self.close_over_time();
-        self.transfer.serve_waiting();
-        self.transfer.send_detached();
+        let due = [
+            self.transfer.migrate_more(),
+            self.close_over_time(),
+            self.transfer.serve_waiting(),
+            self.transfer.send_detached(),
+        ];
         self.conns.trim_memory();
         self.conns.metrics.lane.present().threads.set(self.session.threads.running().into());
         self.session.settle();
@@ -116,16 +119,11 @@ impl Worker {
         traps::check_signals(now);
         let may_leave = self.may_leave();
         let arriving = self.conns.life.is_stopping() && self.conns.presence.slot.crash.is_sending();
-        let next = [
-            self.conns.life.stop_at.get(),
-            arriving.then(|| now + ARRIVING),
-            self.transfer.next_migration(),
-            self.next_close(),
-            self.transfer.next_waiting(),
-            self.link.due(),
-        ];
-        let more = next.iter().any(Option::is_some) || self.handshakes.has_probes();
-        self.conns.life.chores_done(next.into_iter().flatten().fold(now + HEARTBEAT, Instant::min), more);
+        let others = [self.conns.life.stop_at.get(), arriving.then(|| now + ARRIVING), self.link.due()];
+        let next = due.into_iter().chain(others).flatten().min();
+        let more = next.is_some() || self.handshakes.has_probes();
+        let heartbeat = now + HEARTBEAT;
+        self.conns.life.end_chores(next.map_or(heartbeat, |next| next.min(heartbeat)), more);
         may_leave
     }
 

@@ -1,4 +1,4 @@
-//! The time of the event loop's present turn, what it is to see to besides events, and when the worker is to be gone.
+//! The time of the event loop's present turn, when its chores are due, and when the worker is to be gone.
 
 use std::cell::Cell;
 
@@ -10,9 +10,9 @@ pub struct Lifecycle {
     turn: Cell<TurnStart>,
     /// When to leave, once told to stop.
     pub stop_at: Cell<Option<Instant>>,
-    /// Something has to be seen to at the end of this turn that no event tells of.
+    /// The chores, which no event triggers, are due at the end of this turn.
     has_chores: Cell<bool>,
-    /// When to see to all of that in any case.
+    /// When they are due in any case.
     chores_at: Cell<Instant>,
 }
 
@@ -47,9 +47,14 @@ impl Lifecycle {
         self.has_chores.get() || self.turn().instant() >= self.chores_at.get()
     }
 
-    /// The chores were done. They are due again at `next`, and in the next turn already if there is `more`.
-    pub fn chores_done(&self, next: Instant, more: bool) {
-        self.has_chores.set(more);
+    /// The chores begin. What requests them from here on holds for the next time.
+    pub fn begin_chores(&self) {
+        self.has_chores.set(false);
+    }
+
+    /// They are done, and due again at `next`; in the next turn already if there is `more`.
+    pub fn end_chores(&self, next: Instant, more: bool) {
+        self.has_chores.set(more || self.has_chores.get());
         self.chores_at.set(next);
     }
 

@@ -6,10 +6,12 @@
 
 use ::ws_handler::raw::*;
 
+use crate::time::Instant;
 use crate::worker::conn::open::Open;
 use crate::worker::conn::record::Record;
 use crate::worker::conn::table::{Conn, Pause};
 use crate::worker::transfer::Transfer;
+use crate::worker::transfer::pacing::AGAIN;
 
 /// A connection whose thread was asked to release it.
 pub struct Detaching {
@@ -65,10 +67,10 @@ impl Transfer {
         }
     }
 
-    /// Sends away what threads have released; once in a turn of the loop.
-    pub fn send_detached(&self) {
+    /// Sends away what threads have released. Returns when to look again, if some have not yet.
+    pub fn send_detached(&self) -> Option<Instant> {
         if self.detaching.borrow().is_empty() {
-            return;
+            return None;
         }
         let mut detaching = self.detaching.take();
         while let Some(to) =
@@ -84,6 +86,7 @@ impl Transfer {
         detaching
             .retain(|detached| self.conns.with_open(detached.conn, |_, open| is_serving(open)) == Some(true));
         self.detaching.borrow_mut().append(&mut detaching);
+        (!self.detaching.borrow().is_empty()).then(|| self.conns.life.turn().instant() + AGAIN)
     }
 
     fn is_detached(&self, id: u64) -> bool {

@@ -19,7 +19,7 @@ use crate::worker::crash::signals::uninterrupted;
 use crate::worker::handshake::outcome::Elsewhere;
 use crate::worker::handshake::outcome::unavailable;
 use crate::worker::transfer::Transfer;
-use crate::worker::transfer::pacing::{AGAIN, Pacing};
+use crate::worker::transfer::pacing::Pacing;
 
 /// What a worker that hands its connections over keeps in mind.
 pub struct Leaving {
@@ -145,7 +145,7 @@ impl Transfer {
         self.leaving.replace(Some(leaving));
         self.redirect(tx, to);
         self.conns.life.request_chores();
-        self.migrate_more();
+        _ = self.migrate_more();
     }
 
     /// The receiver has gone: the remaining connections are sent to this inbox.
@@ -202,22 +202,13 @@ impl Transfer {
         }
     }
 
-    /// When to look again, while connections are being handed over.
-    pub fn next_migration(&self) -> Option<Instant> {
-        match self.leaving.borrow().as_ref() {
-            Some(leaving) => Some(leaving.pacing.next()),
-            None if self.detaching.borrow().is_empty() => None,
-            None => Some(self.conns.life.turn().instant() + AGAIN),
-        }
-    }
-
     /// Hands over what has become movable; what has not is closed with 1012 when its time is over. Looks at all
-    /// connections now and then only: a turn of the loop costs no more for those that are left.
-    pub fn migrate_more(&self) {
+    /// connections now and then only: a turn of the loop costs no more for those that are left. Returns when to go on.
+    pub fn migrate_more(&self) -> Option<Instant> {
         let now = self.conns.life.turn().instant();
         let is_look_due = match self.leaving.borrow_mut().as_mut() {
             Some(leaving) => leaving.pacing.take_look(now),
-            None => return,
+            None => return None,
         };
         if is_look_due || self.has_emptied() {
             self.send_away(&self.conns.ids(), None, usize::MAX);
@@ -233,6 +224,7 @@ impl Transfer {
             self.send_away(&[id], None, 1);
             self.conns.close_after_messages(id, 1012);
         }
+        self.leaving.borrow().as_ref().map(|leaving| leaving.pacing.next())
     }
 
     /// Whether the last connection has gone since the last look.

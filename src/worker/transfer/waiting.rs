@@ -39,15 +39,11 @@ impl Transfer {
         }
     }
 
-    /// When [`serve_waiting`](Self::serve_waiting) has something to do.
-    pub fn next_waiting(&self) -> Option<Instant> {
-        (!self.waiting.borrow().is_empty()).then(|| self.conns.life.turn().instant() + AGAIN)
-    }
-
-    /// Sends those that wait to processes that have become free, first come, first served.
-    pub fn serve_waiting(&self) {
+    /// Sends those that wait to processes that have become free, first come, first served. Returns when to try again, if
+    /// some still wait.
+    pub fn serve_waiting(&self) -> Option<Instant> {
         if self.waiting.borrow().is_empty() {
-            return;
+            return None;
         }
         let now = self.conns.life.turn().instant();
         let mut full: Vec<usize> = Vec::new();
@@ -69,5 +65,6 @@ impl Transfer {
                 self.waiting.borrow_mut().push(one);
             }
         }
+        (!self.waiting.borrow().is_empty()).then(|| now + AGAIN)
     }
 }
