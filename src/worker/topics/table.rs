@@ -10,20 +10,46 @@ use std::ops::Bound;
 use crate::fleet::bus_wire::{Form, Request, key_of, split_key};
 use crate::worker::topics::travelling::{Subscription, Traveller, Travelling};
 
-/// Subscriptions that wait for the same earlier messages.
+/// Subscriptions that get the same messages.
 struct Group {
-    /// Of the request; 0: not requested yet.
-    ticket: u32,
-    /// Messages up to this stamp were not requested, or have been delivered to the members.
+    state: State,
+    /// The members do not need messages up to this stamp.
     from: u64,
+    /// By connection.
     members: BTreeMap<u64, Subscription>,
+}
+
+/// What the members of a group get.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Each message as it comes.
+    Live,
+    /// Earlier messages, requested with this ticket.
+    Requested(u32),
+    /// Nothing: earlier messages are requested once the member, which is alone, has ended its fragmented message.
+    Blocked,
+}
+
+impl State {
+    /// Those that a frame of the bus with this ticket is for; 0: the live ones.
+    fn addressed(ticket: u32) -> Self {
+        if ticket == 0 { State::Live } else { State::Requested(ticket) }
+    }
+}
+
+impl Group {
+    /// Requests the messages that the members have not seen.
+    fn request(&mut self, topic: u32, key: &str, last_ticket: &mut u32, out: &mut Vec<u8>) {
+        *last_ticket = last_ticket.wrapping_add(1).max(1);
+        self.state = State::Requested(*last_ticket);
+        Request::Subscribe { topic, ticket: *last_ticket, from: self.from, key }.append_to(out);
+    }
 }
 
 struct Topic {
     key: Box<str>,
-    /// By connection.
-    live: BTreeMap<u64, Subscription>,
-    waiting: Vec<Group>,
+    /// At most one for each state but `Blocked`; none is empty.
+    groups: Vec<Group>,
     /// Stamp of the last message that the bus has sent or dropped; it sends all later ones. `None`: not subscribed yet.
     live_from: Option<u64>,
     /// Subscribers in other workers, as last reported by the bus.
@@ -36,7 +62,23 @@ struct Topic {
 
 impl Topic {
     fn len(&self) -> usize {
-        self.live.len() + self.waiting.iter().map(|group| group.members.len()).sum::<usize>()
+        self.groups.iter().map(|group| group.members.len()).sum()
+    }
+
+    fn group(&mut self, state: State) -> Option<&mut Group> {
+        self.groups.iter_mut().find(|group| group.state == state)
+    }
+
+    /// A subscription becomes live, which has seen everything up to this stamp.
+    fn go_live(&mut self, conn: u64, subscription: Subscription) {
+        match self.group(State::Live) {
+            Some(live) => drop(live.members.insert(conn, subscription)),
+            None => self.groups.push(Group {
+                state: State::Live,
+                from: subscription.from,
+                members: [(conn, subscription)].into(),
+            }),
+        }
     }
 
     /// Subscriptions that become live later do not get messages up to this stamp.
@@ -45,12 +87,9 @@ impl Topic {
     }
 
     fn remove(&mut self, conn: u64) -> Option<Subscription> {
-        let found = self
-            .live
-            .remove(&conn)
-            .or_else(|| self.waiting.iter_mut().find_map(|group| group.members.remove(&conn)));
-        // The reply to the ticket of an empty group is ignored.
-        self.waiting.retain(|group| !group.members.is_empty());
+        let found = self.groups.iter_mut().find_map(|group| group.members.remove(&conn));
+        // The reply to the ticket of a group that is gone is ignored.
+        self.groups.retain(|group| !group.members.is_empty());
         found
     }
 }
@@ -128,9 +167,8 @@ impl Table {
         let is_subscribed =
             known.is_some_and(|known| member.is_some_and(|member| member.topics.contains(&known)));
         if let Some(topic) = known.filter(|_| is_subscribed).and_then(|known| self.topics.get_mut(&known)) {
-            let waiting = topic.waiting.iter_mut().map(|group| &mut group.members);
-            let all = std::iter::once(&mut topic.live).chain(waiting);
-            all.filter_map(|members| members.get_mut(&conn)).for_each(|ours| ours.flags = wanted.flags);
+            let ours = topic.groups.iter_mut().find_map(|group| group.members.get_mut(&conn));
+            ours.into_iter().for_each(|ours| ours.flags = wanted.flags);
             return Ok(());
         }
         let count = member.map_or(0, |member| member.topics.len());
@@ -153,9 +191,8 @@ impl Table {
                 break;
             }
         }
-        let (live, waiting) = (BTreeMap::new(), Vec::new());
-        let topic =
-            Topic { key: key.into(), live, waiting, live_from: None, others: 0, told: 1, forms: Vec::new() };
+        let (groups, forms) = (Vec::new(), Vec::new());
+        let topic = Topic { key: key.into(), groups, live_from: None, others: 0, told: 1, forms };
         self.topics.insert(self.last_topic, topic);
         self.numbers.insert(key.into(), self.last_topic);
         self.last_topic
@@ -165,17 +202,18 @@ impl Table {
     fn place(&mut self, number: u32, conn: u64, wanted: Subscription, out: &mut Vec<u8>) {
         let Some(topic) = self.topics.get_mut(&number) else { return };
         if topic.live_from.is_some_and(|stamp| stamp <= wanted.from) {
-            topic.live.insert(conn, wanted);
-        } else if let Some(group) =
-            topic.waiting.iter_mut().find(|group| group.ticket != 0 && group.from <= wanted.from)
-        {
-            group.members.insert(conn, wanted);
-        } else {
-            self.last_ticket = self.last_ticket.wrapping_add(1).max(1);
-            let (ticket, from) = (self.last_ticket, wanted.from);
-            topic.waiting.push(Group { ticket, from, members: [(conn, wanted)].into() });
-            Request::Subscribe { topic: number, ticket, from, key: &topic.key }.append_to(out);
+            return topic.go_live(conn, wanted);
         }
+        let is_requested =
+            |group: &&mut Group| matches!(group.state, State::Requested(_)) && group.from <= wanted.from;
+        if let Some(group) = topic.groups.iter_mut().find(is_requested) {
+            group.members.insert(conn, wanted);
+            return;
+        }
+        let mut group =
+            Group { state: State::Blocked, from: wanted.from, members: [(conn, wanted)].into() };
+        group.request(number, &topic.key, &mut self.last_ticket, out);
+        topic.groups.push(group);
     }
 
     /// Ends a subscription; false if there is none.
@@ -222,21 +260,16 @@ impl Table {
     ) -> Option<u64> {
         let Self { topics, members, blocked, .. } = self;
         let topic = topics.get_mut(&number)?;
-        let group = match ticket {
-            0 => {
-                topic.pass(stamp);
-                &mut topic.live
-            }
-            ticket => {
-                let group = topic.waiting.iter_mut().find(|group| group.ticket == ticket)?;
-                group.from = stamp;
-                &mut group.members
-            }
-        };
+        let state = State::addressed(ticket);
+        if state == State::Live {
+            topic.pass(stamp);
+        }
+        let group = topic.group(state)?;
+        group.from = stamp;
         let mut stopped = Vec::new();
         let mut last = None;
         let after = (Bound::Excluded(position), Bound::Unbounded);
-        for (&conn, subscription) in group.range_mut(after) {
+        for (&conn, subscription) in group.members.range_mut(after) {
             let is_author = || but != 0 && members.get(&conn).is_some_and(|member| member.number == but);
             let fate = match subscription.from >= stamp || is_author() {
                 true => Fate::Goes,
@@ -247,7 +280,7 @@ impl Table {
                 Fate::Missed => members.get_mut(&conn).into_iter().for_each(|member| member.missed += 1),
                 Fate::Blocked => stopped.push(conn),
             }
-            if ticket != 0 && fate != Fate::Blocked {
+            if state != State::Live && fate != Fate::Blocked {
                 subscription.from = subscription.from.max(stamp);
             }
             if is_late() {
@@ -255,13 +288,11 @@ impl Table {
                 break;
             }
         }
-        let take = |conn| Some((conn, group.remove(&conn)?));
-        let stopped: Vec<_> = stopped.into_iter().filter_map(take).collect();
-        topic.waiting.retain(|group| !group.members.is_empty());
-        for (conn, subscription) in stopped {
+        for conn in stopped {
+            let Some(subscription) = topic.remove(conn) else { continue };
             let from = stamp - 1; // it has seen everything before this message
             let members = [(conn, Subscription { from, ..subscription })].into();
-            topic.waiting.push(Group { ticket: 0, from, members });
+            topic.groups.push(Group { state: State::Blocked, from, members });
             blocked.push((number, conn));
         }
         last
@@ -277,14 +308,15 @@ impl Table {
     ) -> Vec<(u64, Subscription)> {
         let Some(topic) = self.topics.get_mut(&number) else { return Vec::new() };
         topic.live_from.get_or_insert(stamp);
-        let Some(index) = topic.waiting.iter().position(|group| group.ticket == ticket) else {
+        let state = State::Requested(ticket);
+        let Some(index) = topic.groups.iter().position(|group| group.state == state) else {
             return Vec::new();
         };
-        let group = topic.waiting.swap_remove(index);
+        let group = topic.groups.swap_remove(index);
         let mut live = Vec::new();
         for (conn, subscription) in group.members {
             let subscription = Subscription { from: subscription.from.max(stamp), ..subscription };
-            topic.live.insert(conn, subscription);
+            topic.go_live(conn, subscription);
             live.push((conn, subscription));
             self.members.get_mut(&conn).into_iter().for_each(|member| member.missed += u64::from(missed));
         }
@@ -295,18 +327,14 @@ impl Table {
     /// with this ticket.
     pub fn missed(&mut self, number: u32, ticket: u32, stamp: u64, count: u32) -> Vec<(u64, Subscription)> {
         let Some(topic) = self.topics.get_mut(&number) else { return Vec::new() };
-        let whom = if ticket == 0 {
+        let state = State::addressed(ticket);
+        if state == State::Live {
             topic.pass(stamp);
-            &topic.live
-        } else {
-            let Some(group) = topic.waiting.iter().find(|group| group.ticket == ticket) else {
-                return Vec::new();
-            };
-            &group.members
-        };
+        }
+        let Some(group) = topic.group(state) else { return Vec::new() };
         let lacks = |(_, subscription): &(&u64, &Subscription)| subscription.from < stamp;
         let whom: Vec<(u64, Subscription)> =
-            whom.iter().filter(lacks).map(|(conn, subscription)| (*conn, *subscription)).collect();
+            group.members.iter().filter(lacks).map(|(conn, subscription)| (*conn, *subscription)).collect();
         for (conn, _) in &whom {
             self.members.get_mut(conn).into_iter().for_each(|member| member.missed += u64::from(count));
         }
@@ -324,20 +352,12 @@ impl Table {
         for (&number, topic) in &mut self.topics {
             (topic.live_from, topic.others, topic.told) = (None, 0, 1);
             topic.forms.clear();
-            let live = std::mem::take(&mut topic.live);
-            if !live.is_empty() {
-                let seen = |(conn, subscription): (u64, Subscription)| {
-                    (conn, Subscription { from: subscription.from.max(delivered), ..subscription })
-                };
-                let members = live.into_iter().map(seen).collect();
-                topic.waiting.push(Group { ticket: u32::MAX, from: delivered, members });
+            if let Some(live) = topic.group(State::Live) {
+                live.members.values_mut().for_each(|ours| ours.from = ours.from.max(delivered));
             }
-            for group in topic.waiting.iter_mut().filter(|group| group.ticket != 0) {
-                self.last_ticket = self.last_ticket.wrapping_add(1).max(1);
-                group.ticket = self.last_ticket;
+            for group in topic.groups.iter_mut().filter(|group| group.state != State::Blocked) {
                 group.from = group.members.values().map(|ours| ours.from).min().unwrap_or(group.from);
-                let Group { ticket, from, .. } = *group;
-                Request::Subscribe { topic: number, ticket, from, key: &topic.key }.append_to(out);
+                group.request(number, &topic.key, &mut self.last_ticket, out);
             }
             self.recount.push(number);
         }
@@ -378,16 +398,14 @@ impl Table {
         let mut free = Vec::new();
         for (number, conn) in std::mem::take(&mut self.blocked) {
             let Some(topic) = self.topics.get_mut(&number) else { continue };
-            let is_it = |group: &&mut Group| group.ticket == 0 && group.members.contains_key(&conn);
-            let Some(group) = topic.waiting.iter_mut().find(is_it) else { continue };
+            let is_it =
+                |group: &&mut Group| group.state == State::Blocked && group.members.contains_key(&conn);
+            let Some(group) = topic.groups.iter_mut().find(is_it) else { continue };
             if !is_free(conn) {
                 self.blocked.push((number, conn));
                 continue;
             }
-            self.last_ticket = self.last_ticket.wrapping_add(1).max(1);
-            group.ticket = self.last_ticket;
-            let Group { ticket, from, .. } = *group;
-            Request::Subscribe { topic: number, ticket, from, key: &topic.key }.append_to(out);
+            group.request(number, &topic.key, &mut self.last_ticket, out);
             free.push(conn);
         }
         free
@@ -428,10 +446,10 @@ impl Table {
         let Some(Member { number, missed, topics }) = self.members.get(&conn) else { return Vec::new() };
         let travelling = |topic: &u32| {
             let topic = self.topics.get(topic)?;
-            let waiting = || topic.waiting.iter().find_map(|group| group.members.get(&conn));
-            let live = topic.live.get(&conn);
-            let subscription = *live.or_else(waiting)?;
-            Some(Travelling { waits: live.is_none(), subscription, name: split_key(&topic.key)?.1 })
+            let name = split_key(&topic.key)?.1;
+            let ours = |group: &Group| Some((group.state != State::Live, *group.members.get(&conn)?));
+            let (waits, subscription) = topic.groups.iter().find_map(ours)?;
+            Some(Travelling { waits, subscription, name })
         };
         let subscriptions = topics.iter().filter_map(travelling).collect();
         Traveller { number: *number, missed: *missed, subscriptions }.write()
@@ -459,7 +477,7 @@ impl Table {
 pub struct Recipients {
     /// This worker's number for it.
     pub topic: u32,
-    /// 0: all live ones; else those that wait with this ticket.
+    /// 0: all live ones; else those that were requested with this ticket.
     pub ticket: u32,
     /// Of the message.
     pub stamp: u64,

@@ -163,9 +163,9 @@ fn a_new_bus_is_told_all_and_asked_for_what_came_meanwhile() {
     worker.subscribe(2, 5).unwrap();
     worker.said();
     worker.table.subscribe_anew(30, &mut worker.out);
-    assert_eq!(worker.said(), "S1/3>5 S1/4>30");
+    assert_eq!(worker.said(), "S1/3>30 S1/4>5");
     assert_eq!(worker.deliver(0, 31, 0), NOBODY);
-    assert_eq!((worker.deliver(3, 31, 0), worker.deliver(4, 31, 0)), (vec![2], vec![1]));
+    assert_eq!((worker.deliver(3, 31, 0), worker.deliver(4, 31, 0)), (vec![1], vec![2]));
 }
 
 #[test]
