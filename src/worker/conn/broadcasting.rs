@@ -14,7 +14,7 @@ use crate::worker::conn::table::Phase;
 
 /// What became of a message on one of the connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shared {
+pub enum Sharing {
     /// It is in the send queue or further.
     Sent,
     /// The send queue is above its high mark; on_writable is pending.
@@ -49,22 +49,22 @@ impl Conns {
 
     /// Sends a message that many connections get. What the socket takes at once is written here; the rest waits in the
     /// send queue, which refers to the same bytes as all others.
-    pub fn share(&self, id: u64, message: &mut Broadcast) -> Shared {
+    pub fn share(&self, id: u64, message: &mut Broadcast) -> Sharing {
         let core = &mut *self.core.borrow_mut();
-        let Some((conn, record)) = core.table.both(id) else { return Shared::Gone };
+        let Some((conn, record)) = core.table.both(id) else { return Sharing::Gone };
         if self.is_full(id, conn, record) {
-            return Shared::Full;
+            return Sharing::Full;
         }
         let now = self.life.turn().instant();
-        let Phase::Open(open) = &mut conn.phase else { return Shared::Gone };
+        let Phase::Open(open) = &mut conn.phase else { return Sharing::Gone };
         if open.over {
-            return Shared::Gone;
+            return Sharing::Gone;
         }
         let has_context = open.proto.context_bytes().0 > 0;
         let frame = match open.proto.share(message, now, &mut core.codecs) {
             Ok(frame) => frame,
-            Err(SendError::WrongKind) => return Shared::Unfinished,
-            Err(_) => return Shared::Gone,
+            Err(SendError::WrongKind) => return Sharing::Unfinished,
+            Err(_) => return Sharing::Gone,
         };
         let counters = open.counted.counters();
         if let Some(queue) = &mut conn.queue {
@@ -98,7 +98,7 @@ impl Conns {
         counters.sent(message.size(), true);
         counters.topics.delivered.add(1);
         self.access_log.sent(id, message.size(), true);
-        Shared::Sent
+        Sharing::Sent
     }
 }
 

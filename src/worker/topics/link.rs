@@ -20,11 +20,10 @@ use crate::proto::ws::connection::{Broadcast, Kind};
 use crate::time::Instant;
 use crate::worker::base::poll::{BUS, READABLE, WRITABLE};
 use crate::worker::base::progress::Progress;
-use crate::worker::conn::broadcasting::Shared as Outcome;
 use crate::worker::conn::connections::Conns;
 use crate::worker::topics::connected::Connected;
 use crate::worker::topics::subscriptions::{Shared, Subscriptions};
-use crate::worker::topics::table::{Fate, Recipients};
+use crate::worker::topics::table::{Delivered, Recipients};
 use crate::worker::topics::travelling::{Subscription, Traveller};
 
 /// Time for messages of topics in a turn of the loop, while others wait.
@@ -375,33 +374,20 @@ impl Link {
         let mut delivery = self.delivery.borrow_mut();
         let Some(Delivery { whom, message, position }) = delivery.as_mut() else { return true };
         let mut shared = self.subscriptions.lock();
-        let (mut count, mut changed, mut slow) = (0, Vec::new(), Vec::new());
+        let mut count = 0;
         let is_live = whom.ticket == 0;
-        let deliver = |id, subscription: Subscription| {
+        let deliver = |id| {
             let outcome = self.conns.share(id, message);
             if is_live {
                 self.progress.reach(id);
             }
-            match outcome {
-                Outcome::Sent if is_live => {}
-                Outcome::Sent => changed.push(id),
-                Outcome::Gone => {}
-                Outcome::Unfinished => {
-                    changed.push(id);
-                    return Fate::Blocked;
-                }
-                Outcome::Full => {
-                    slow.push((id, subscription));
-                    return Fate::Missed;
-                }
-            }
-            Fate::Goes
+            outcome
         };
         let is_late = || {
             count += 1;
             count % UNTIMED == 0 && clock::now() >= until
         };
-        let last = shared.table.for_each(*whom, *position, deliver, is_late);
+        let Delivered { last, changed, slow } = shared.table.deliver(*whom, *position, deliver, is_late);
         changed.into_iter().for_each(|id| self.renew_record(id, shared.table.export(id)));
         if last.is_none() {
             let Shared { table, out, .. } = &mut *shared;

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 
 use crate::fleet::bus_wire::{Form, Request, key_of, split_key};
+use crate::worker::conn::broadcasting::Sharing;
 use crate::worker::topics::travelling::{Subscription, Traveller, Travelling};
 
 /// Subscriptions that get the same messages.
@@ -249,42 +250,43 @@ impl Table {
 
     // ------------------------------------------------------ frames of the bus
 
-    /// Calls `deliver` for each recipient of a message after `position`, in the order of ids. Stops early when `is_late`, and
-    /// returns the id of the last one.
-    pub fn for_each(
+    /// Calls `deliver` for each recipient of a message after `position`, in the order of ids. Stops early when `is_late`.
+    pub fn deliver(
         &mut self,
         Recipients { topic: number, ticket, stamp, but }: Recipients,
         position: u64,
-        mut deliver: impl FnMut(u64, Subscription) -> Fate,
+        mut deliver: impl FnMut(u64) -> Sharing,
         mut is_late: impl FnMut() -> bool,
-    ) -> Option<u64> {
+    ) -> Delivered {
+        let mut delivered = Delivered::default();
         let Self { topics, members, blocked, .. } = self;
-        let topic = topics.get_mut(&number)?;
+        let Some(topic) = topics.get_mut(&number) else { return delivered };
         let state = State::addressed(ticket);
-        if state == State::Live {
+        let is_live = state == State::Live;
+        if is_live {
             topic.pass(stamp);
         }
-        let group = topic.group(state)?;
+        let Some(group) = topic.group(state) else { return delivered };
         group.from = stamp;
         let mut stopped = Vec::new();
-        let mut last = None;
         let after = (Bound::Excluded(position), Bound::Unbounded);
         for (&conn, subscription) in group.members.range_mut(after) {
             let is_author = || but != 0 && members.get(&conn).is_some_and(|member| member.number == but);
-            let fate = match subscription.from >= stamp || is_author() {
-                true => Fate::Goes,
-                false => deliver(conn, *subscription),
-            };
-            match fate {
-                Fate::Goes => {}
-                Fate::Missed => members.get_mut(&conn).into_iter().for_each(|member| member.missed += 1),
-                Fate::Blocked => stopped.push(conn),
+            let outcome = (subscription.from < stamp && !is_author()).then(|| deliver(conn));
+            match outcome {
+                Some(Sharing::Unfinished) => stopped.push(conn),
+                Some(Sharing::Full) => {
+                    members.get_mut(&conn).into_iter().for_each(|member| member.missed += 1);
+                    delivered.slow.push((conn, *subscription));
+                }
+                Some(Sharing::Sent) if !is_live => delivered.changed.push(conn),
+                Some(Sharing::Sent | Sharing::Gone) | None => {}
             }
-            if state != State::Live && fate != Fate::Blocked {
+            if !is_live && outcome != Some(Sharing::Unfinished) {
                 subscription.from = subscription.from.max(stamp);
             }
             if is_late() {
-                last = Some(conn);
+                delivered.last = Some(conn);
                 break;
             }
         }
@@ -294,8 +296,9 @@ impl Table {
             let members = [(conn, Subscription { from, ..subscription })].into();
             topic.groups.push(Group { state: State::Blocked, from, members });
             blocked.push((number, conn));
+            delivered.changed.push(conn);
         }
-        last
+        delivered
     }
 
     /// All requested earlier messages have come: their group becomes live, and is returned.
@@ -485,15 +488,15 @@ pub struct Recipients {
     pub but: u64,
 }
 
-/// The outcome of a delivery for the subscription.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
-    /// The message was sent, or the connection is about to end.
-    Goes,
-    /// The message was dropped.
-    Missed,
-    /// The message has to wait for the end of a fragmented one.
-    Blocked,
+/// What became of a message that was delivered.
+#[derive(Debug, Default)]
+pub struct Delivered {
+    /// Some are left, after this one.
+    pub last: Option<u64>,
+    /// What moves with these connections has changed.
+    pub changed: Vec<u64>,
+    /// These have missed it, as their send queues are full.
+    pub slow: Vec<(u64, Subscription)>,
 }
 
 #[cfg(test)]

@@ -41,11 +41,11 @@ impl Worker {
     fn deliver(&mut self, ticket: u32, stamp: u64, but: u64) -> Vec<u64> {
         let mut got = Vec::new();
         let whom = Recipients { topic: 1, ticket, stamp, but };
-        let deliver = |conn, _| {
+        let deliver = |conn| {
             got.push(conn);
-            Fate::Goes
+            Sharing::Sent
         };
-        assert_eq!(self.table.for_each(whom, 0, deliver, || false), None);
+        assert_eq!(self.table.deliver(whom, 0, deliver, || false).last, None);
         got
     }
 }
@@ -144,8 +144,8 @@ fn a_message_in_fragments_is_waited_for() {
     worker.table.replayed(1, 1, 10, 0);
     worker.said();
     let whom = |stamp| Recipients { topic: 1, ticket: 0, stamp, but: 0 };
-    let fate = |conn, _| if conn == 1 { Fate::Blocked } else { Fate::Goes };
-    worker.table.for_each(whom(20), 0, fate, || false);
+    let deliver = |conn| if conn == 1 { Sharing::Unfinished } else { Sharing::Sent };
+    assert_eq!(worker.table.deliver(whom(20), 0, deliver, || false).changed, [1]);
     assert_eq!(worker.deliver(0, 21, 0), [2]);
     assert!(worker.table.unblock(|_| false, &mut worker.out).is_empty() && worker.table.has_chores());
     assert_eq!(worker.table.unblock(|_| true, &mut worker.out), [1]);
@@ -177,15 +177,15 @@ fn a_broadcast_goes_on_where_it_was_interrupted() {
     while let Some(at) = position {
         let whom = Recipients { topic: 1, ticket: 0, stamp: 20, but: 0 };
         let mut count = 0;
-        let deliver = |conn, _| {
+        let deliver = |conn| {
             got.push(conn);
-            Fate::Goes
+            Sharing::Sent
         };
         let is_late = || {
             count += 1;
             count == 2
         };
-        position = worker.table.for_each(whom, at, deliver, is_late);
+        position = worker.table.deliver(whom, at, deliver, is_late).last;
         worker.table.leave(3, &mut worker.out);
     }
     assert_eq!(got, [1, 2, 4, 5]);
