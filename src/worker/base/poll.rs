@@ -62,7 +62,7 @@ impl Poll {
         self.0.delete(fd).is_ok()
     }
 
-    /// Changes what a connection is watched for, or has an event told again that was not dealt with.
+    /// Changes what a connection is watched for, or re-arms an event that was not handled.
     pub fn watch(&self, fd: impl AsFd, token: u64, watched: u8) -> io::Result<()> {
         Ok(self.0.modify(fd, &mut EpollEvent::new(flags_of(watched), token))?)
     }
@@ -70,7 +70,7 @@ impl Poll {
 
 pub const READABLE: u8 = 1;
 pub const WRITABLE: u8 = 2;
-/// Something has come to be read, which is told once. It saves epoll from looking at the socket again when all of it has been
+/// Something has come to be read; reported once. It saves epoll from looking at the socket again when all of it has been
 /// read: a fiftieth of a short echo.
 pub const ARRIVALS: u8 = 4;
 

@@ -32,7 +32,7 @@ pub enum ThreadCommand {
     ThreadEnded,
     /// The password in a request was compared.
     Authenticated(u64, auth::Outcome),
-    /// Something is to be told to the bus.
+    /// There are requests for the bus.
     Topics,
     /// Functions that are about no connection were posted.
     Posted,

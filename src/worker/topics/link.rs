@@ -112,7 +112,7 @@ impl Link {
             if self.conns.life.turn().instant() >= self.retry_at.get() {
                 self.connect();
             }
-            self.conns.life.request_chores(); // they see to the next attempt
+            self.conns.life.request_chores(); // the next attempt
         }
         let until = clock::now() + SHARE;
         self.has_work.set(self.deliver_until(until));

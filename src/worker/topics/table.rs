@@ -56,7 +56,7 @@ struct Topic {
     /// Subscribers in other workers, as last reported by the bus.
     others: u32,
     /// Subscribers here, as last reported to the bus.
-    told: u32,
+    reported: u32,
     /// Forms requested from the bus, and the shortest message of each; bytes.
     forms: Vec<(Form, u32)>,
 }
@@ -193,7 +193,7 @@ impl Table {
             }
         }
         let (groups, forms) = (Vec::new(), Vec::new());
-        let topic = Topic { key: key.into(), groups, live_from: None, others: 0, told: 1, forms };
+        let topic = Topic { key: key.into(), groups, live_from: None, others: 0, reported: 1, forms };
         self.topics.insert(self.last_topic, topic);
         self.numbers.insert(key.into(), self.last_topic);
         self.last_topic
@@ -211,8 +211,7 @@ impl Table {
             group.members.insert(conn, wanted);
             return;
         }
-        let mut group =
-            Group { state: State::Blocked, from: wanted.from, members: [(conn, wanted)].into() };
+        let mut group = Group { state: State::Blocked, from: wanted.from, members: [(conn, wanted)].into() };
         group.request(number, &topic.key, &mut self.last_ticket, out);
         topic.groups.push(group);
     }
@@ -353,7 +352,7 @@ impl Table {
     /// those up to `delivered`.
     pub fn subscribe_anew(&mut self, delivered: u64, out: &mut Vec<u8>) {
         for (&number, topic) in &mut self.topics {
-            (topic.live_from, topic.others, topic.told) = (None, 0, 1);
+            (topic.live_from, topic.others, topic.reported) = (None, 0, 1);
             topic.forms.clear();
             if let Some(live) = topic.group(State::Live) {
                 live.members.values_mut().for_each(|ours| ours.from = ours.from.max(delivered));
@@ -389,8 +388,8 @@ impl Table {
         for number in std::mem::take(&mut self.recount) {
             let Some(topic) = self.topics.get_mut(&number) else { continue };
             let count = u32::try_from(topic.len()).unwrap_or(u32::MAX);
-            if topic.told != count {
-                topic.told = count;
+            if topic.reported != count {
+                topic.reported = count;
                 Request::Count { topic: number, count }.append_to(out);
             }
         }
