@@ -9,14 +9,14 @@ use ::ws_handler::raw::{WS_FD_HANGUP, WS_FD_READ, WS_FD_WRITE};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
-/// Ready descriptors that are told at a time.
+/// Ready descriptors that are reported at a time.
 const BATCH: usize = 32;
 
 /// See the module. Readable itself while one of its descriptors is ready.
 pub struct WatchSet(Epoll);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Told {
+pub struct ReadyFd {
     pub fd: RawFd,
     /// As it was given to [`WatchSet::set`].
     pub serial: u32,
@@ -47,10 +47,10 @@ impl WatchSet {
     }
 
     /// Some of those that are ready.
-    pub fn ready(&self) -> Vec<Told> {
+    pub fn ready(&self) -> Vec<ReadyFd> {
         let mut events = [EpollEvent::empty(); BATCH];
         let count = self.0.wait(&mut events, EpollTimeout::ZERO).unwrap_or(0);
-        events.iter().take(count).map(told).collect()
+        events.iter().take(count).map(ready_fd).collect()
     }
 }
 
@@ -60,12 +60,12 @@ impl AsFd for WatchSet {
     }
 }
 
-fn told(event: &EpollEvent) -> Told {
+fn ready_fd(event: &EpollEvent) -> ReadyFd {
     let is = |flags| event.events().intersects(flags);
     let mut events = if is(EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP) { WS_FD_READ } else { 0 };
     events |= if is(EpollFlags::EPOLLOUT) { WS_FD_WRITE } else { 0 };
     events |= if is(EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR) { WS_FD_HANGUP } else { 0 };
-    Told { fd: event.data() as u32 as RawFd, serial: (event.data() >> 32) as u32, events }
+    ReadyFd { fd: event.data() as u32 as RawFd, serial: (event.data() >> 32) as u32, events }
 }
 
 fn borrowed<'a>(fd: RawFd) -> io::Result<BorrowedFd<'a>> {
@@ -86,17 +86,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_ready_is_told_until_it_is_not() {
+    fn what_is_ready_is_reported_until_it_is_not() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let set = WatchSet::new().unwrap();
         let fd = ours.as_raw_fd();
         set.set(fd, 7, WS_FD_READ).unwrap();
         assert!(set.ready().is_empty());
         theirs.write_all(b"x").unwrap();
-        let readable = Told { fd, serial: 7, events: WS_FD_READ };
+        let readable = ReadyFd { fd, serial: 7, events: WS_FD_READ };
         assert_eq!([set.ready(), set.ready()], [vec![readable], vec![readable]]);
         set.set(fd, 8, WS_FD_READ | WS_FD_WRITE).unwrap();
-        assert_eq!(set.ready(), [Told { serial: 8, events: WS_FD_READ | WS_FD_WRITE, ..readable }]);
+        assert_eq!(set.ready(), [ReadyFd { serial: 8, events: WS_FD_READ | WS_FD_WRITE, ..readable }]);
         drop(theirs);
         assert_eq!(set.ready()[0].events & WS_FD_HANGUP, WS_FD_HANGUP);
         assert!(set.remove(fd) && set.ready().is_empty());

@@ -17,7 +17,7 @@ use crate::clock;
 use crate::ffi::host::{EventLoop, Ready, Task, Worker};
 use crate::time::Instant;
 use crate::worker::base::poll::{HANDLER_FDS, Poll};
-use crate::worker::base::watch_set::{Told, WatchSet};
+use crate::worker::base::watch_set::{ReadyFd, WatchSet};
 use crate::worker::commands::queue::{CommandQueue, ThreadCommand};
 use crate::worker::conn::handler_timers::HandlerTimers;
 
@@ -174,21 +174,21 @@ impl LoopTasks {
         popped
     }
 
-    pub fn ready(&self) -> Vec<Told> {
-        let told = self.set.borrow().as_ref().map(WatchSet::ready).unwrap_or_default();
+    pub fn ready(&self) -> Vec<ReadyFd> {
+        let ready = self.set.borrow().as_ref().map(WatchSet::ready).unwrap_or_default();
         // Closed while it was watched, and open in another process: epoll would report it for good.
-        if told.iter().any(|told| self.watcher(*told).is_none())
+        if ready.iter().any(|ready| self.watcher(*ready).is_none())
             && let Err(error) = self.renew()
         {
             log::error!("cannot watch the descriptors of handlers: {error}");
         }
-        told
+        ready
     }
 
     /// Whom a ready descriptor is for; `None` if it is not watched any more.
-    pub fn watcher(&self, told: Told) -> Option<(u16, Ready)> {
+    pub fn watcher(&self, ready: ReadyFd) -> Option<(u16, Ready)> {
         let watched = self.watched.borrow();
-        let found = watched.get(&told.fd).filter(|watched| watched.serial == told.serial);
+        let found = watched.get(&ready.fd).filter(|watched| watched.serial == ready.serial);
         found.map(|watched| (watched.handler, watched.ready))
     }
 }

@@ -22,7 +22,7 @@ use crate::worker::base::poll::{BUS, READABLE, WRITABLE};
 use crate::worker::base::progress::Progress;
 use crate::worker::conn::connections::Conns;
 use crate::worker::topics::connected::Connected;
-use crate::worker::topics::subscriptions::{Shared, Subscriptions};
+use crate::worker::topics::subscriptions::{BusState, Subscriptions};
 use crate::worker::topics::table::{Delivered, Recipients};
 use crate::worker::topics::travelling::{Subscription, Traveller};
 
@@ -204,7 +204,7 @@ impl Link {
         let mut connected = self.connected.borrow_mut();
         let Some(connected) = connected.as_mut() else { return };
         let mut shared = self.subscriptions.lock();
-        let Shared { table, out, socket, .. } = &mut *shared;
+        let BusState { table, out, socket, .. } = &mut *shared;
         if table.has_chores() {
             let is_free = |conn| self.conns.is_unfragmented(conn);
             let free = table.unblock(is_free, out.tail());
@@ -230,7 +230,7 @@ impl Link {
     pub fn renew(&self, id: u64) {
         let is_open = self.conns.with_open(id, |_, open| !open.over) == Some(true);
         let mut shared = self.subscriptions.lock();
-        let Shared { table, out, .. } = &mut *shared;
+        let BusState { table, out, .. } = &mut *shared;
         if is_open {
             self.renew_record(id, table.export(id));
         } else {
@@ -247,7 +247,7 @@ impl Link {
         let gone = std::mem::take(&mut self.conns.core.borrow_mut().unsubscribed);
         if !gone.is_empty() {
             let mut shared = self.subscriptions.lock();
-            let Shared { table, out, .. } = &mut *shared;
+            let BusState { table, out, .. } = &mut *shared;
             gone.into_iter().for_each(|id| table.leave(id, out.tail()));
         }
     }
@@ -260,7 +260,7 @@ impl Link {
         let Some(scope) = self.subscriptions.scope_of(handler) else { return };
         self.subscriptions.set_used();
         let mut shared = self.subscriptions.lock();
-        let Shared { table, out, .. } = &mut *shared;
+        let BusState { table, out, .. } = &mut *shared;
         let left_out = table.arrive(id, scope, &traveller.settle(seen), out.tail());
         if left_out > 0 {
             log::error!(
@@ -390,7 +390,7 @@ impl Link {
         let Delivered { last, changed, slow } = shared.table.deliver(*whom, *position, deliver, is_late);
         changed.into_iter().for_each(|id| self.renew_record(id, shared.table.export(id)));
         if last.is_none() {
-            let Shared { table, out, .. } = &mut *shared;
+            let BusState { table, out, .. } = &mut *shared;
             let size = message.size() as u32;
             message
                 .compressed_here()

@@ -17,13 +17,13 @@ use crate::fleet::handler_counters::Count;
 use crate::proto::ws::utf8;
 use crate::worker::base::metrics::Metrics;
 use crate::worker::commands::queue::{CommandQueue, Counted, ThreadCommand};
-use crate::worker::topics::table::{Limits, Table};
+use crate::worker::topics::table::{Limits, SubscriptionTable};
 use crate::worker::topics::travelling::Subscription;
 
 /// What threads share.
-pub struct Shared {
+pub struct BusState {
     /// All subscriptions.
-    pub table: Table,
+    pub table: SubscriptionTable,
     /// What is queued for the bus.
     pub out: Outgoing,
     /// To the bus, as long as it receives.
@@ -38,10 +38,10 @@ pub struct Shared {
     last_number: u64,
 }
 
-impl Shared {
+impl BusState {
     fn new(limits: Limits, last_number: u64, unpublished: &'static Count) -> Self {
-        Shared {
-            table: Table::new(limits),
+        BusState {
+            table: SubscriptionTable::new(limits),
             out: Outgoing::default(),
             socket: None,
             published: 0,
@@ -111,7 +111,7 @@ impl Shared {
 
 /// See the module.
 pub struct Subscriptions {
-    shared: Mutex<Shared>,
+    shared: Mutex<BusState>,
     /// The scope of each handler's topics.
     scopes: Vec<String>,
     bounds: TopicBounds,
@@ -136,7 +136,7 @@ impl Subscriptions {
         if rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::NONBLOCK) != Ok(8) {
             seed = (clock::now().as_nanos() ^ u64::from(std::process::id()) << 40).to_ne_bytes();
         }
-        let shared = Mutex::new(Shared::new(limits, u64::from_ne_bytes(seed), metrics.lane.unpublished()));
+        let shared = Mutex::new(BusState::new(limits, u64::from_ne_bytes(seed), metrics.lane.unpublished()));
         Subscriptions { shared, scopes, bounds, commands, metrics, is_used: AtomicBool::new(false) }
     }
 
@@ -152,7 +152,7 @@ impl Subscriptions {
     }
 
     /// What threads share. It is consistent even after a panic: nothing calls a handler while it is locked.
-    pub fn lock(&self) -> MutexGuard<'_, Shared> {
+    pub fn lock(&self) -> MutexGuard<'_, BusState> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -166,7 +166,7 @@ impl Subscriptions {
     }
 
     /// Sends what was appended; the event loop sends the rest.
-    fn send(&self, mut shared: MutexGuard<'_, Shared>) {
+    fn send(&self, mut shared: MutexGuard<'_, BusState>) {
         self.set_used();
         let is_left = shared.write();
         drop(shared);
@@ -182,7 +182,7 @@ impl Topics for Subscriptions {
         let key = self.key(handler, topic).filter(|_| flags & !WS_DROP == 0);
         let Some(key) = key else { return WS_E_INVALID };
         let mut shared = self.lock();
-        let Shared { table, out, last_number, .. } = &mut *shared;
+        let BusState { table, out, last_number, .. } = &mut *shared;
         let number = || {
             // 0 is nobody's.
             *last_number = last_number.wrapping_add(1).max(1);
@@ -205,7 +205,7 @@ impl Topics for Subscriptions {
         let Some(handler) = self.commands.handler_of(conn) else { return WS_E_GONE };
         let Some(key) = self.key(handler, topic) else { return WS_E_INVALID };
         let mut shared = self.lock();
-        let Shared { table, out, .. } = &mut *shared;
+        let BusState { table, out, .. } = &mut *shared;
         if !table.unsubscribe(conn, &key, out.tail()) {
             return WS_E_INVALID;
         }
@@ -260,10 +260,10 @@ mod tests {
     #[test]
     fn a_new_bus_is_told_what_is_so_now_and_not_what_was_said_to_none() {
         let limits = Limits { per_connection: 9, topics: 9 };
-        let mut shared = Shared::new(limits, 0, Box::leak(Box::default()));
+        let mut shared = BusState::new(limits, 0, Box::leak(Box::default()));
         let wanted = Subscription { from: 7, flags: 0 };
         let message = Message { but: 0, kind: 1, compress: false, payload: b"x" };
-        let Shared { table, out, .. } = &mut shared;
+        let BusState { table, out, .. } = &mut shared;
         table.subscribe(1, "/chat\0a", wanted, || 1, out.tail()).unwrap();
         Request::Publish { time: 1, key: "/chat\0a", message }.append_to(out.tail());
         table.unsubscribe(1, "/chat\0a", out.tail());

@@ -118,7 +118,7 @@ pub struct Limits {
 pub struct Full;
 
 /// See the module.
-pub struct Table {
+pub struct SubscriptionTable {
     limits: Limits,
     topics: HashMap<u32, Topic>,
     numbers: HashMap<Box<str>, u32>,
@@ -132,10 +132,10 @@ pub struct Table {
     subscriptions: usize,
 }
 
-impl Table {
+impl SubscriptionTable {
     /// An empty one.
     pub fn new(limits: Limits) -> Self {
-        Table {
+        SubscriptionTable {
             limits,
             topics: HashMap::new(),
             numbers: HashMap::new(),

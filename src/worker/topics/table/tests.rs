@@ -5,13 +5,13 @@ const KEY: &str = "/chat\0room";
 const NOBODY: [u64; 0] = [];
 
 struct Worker {
-    table: Table,
+    table: SubscriptionTable,
     out: Vec<u8>,
 }
 
 impl Worker {
     fn new() -> Self {
-        Worker { table: Table::new(Limits { per_connection: 2, topics: 3 }), out: Vec::new() }
+        Worker { table: SubscriptionTable::new(Limits { per_connection: 2, topics: 3 }), out: Vec::new() }
     }
 
     fn subscribe(&mut self, conn: u64, from: u64) -> Result<(), Full> {
