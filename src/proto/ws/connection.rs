@@ -180,40 +180,37 @@ impl Connection {
         if *at >= input.len() {
             return Event::NeedMore;
         }
-        match self.receive_whole(input, at, io) {
-            Ok((kind, range)) => {
+        match self.receive_whole(input, at, io.now, io.limits) {
+            Some((kind, range)) => {
                 let body = Body::Input(range);
                 Event::Message { kind, first: true, last: true, compressed: false, body }
             }
-            Err(event) => event,
+            None => self.receive_other(input, at, io),
         }
     }
 
-    /// The same, with the usual message apart, which costs less then: a whole one in one frame, where it lies in `input`.
-    #[inline]
+    /// The same for the usual message, which costs less then: a whole one in one frame, where it lies in `input`. `None`, and
+    /// nothing was taken, for anything else: that is for [`receive_other`](Self::receive_other).
+    #[inline(always)]
     pub fn receive_whole(
         &mut self,
         input: &mut [u8],
         at: &mut usize,
-        io: &mut Io,
-    ) -> Result<(Kind, Range<usize>), Event> {
-        self.last_received = io.now;
-        if self.phase == Phase::Open && self.decoder.is_between_messages() {
-            match message::whole(input, at, io.limits) {
-                Ok(Some(whole)) => {
-                    self.last_message = io.now;
-                    return Ok(whole);
-                }
-                Ok(None) => {}
-                Err(violation) => return Err(self.fail(violation, io)),
-            }
+        now: Instant,
+        limits: &Limits,
+    ) -> Option<(Kind, Range<usize>)> {
+        if self.phase != Phase::Open || !self.decoder.is_between_messages() {
+            return None;
         }
-        Err(self.receive_any(input, at, io))
+        let whole = message::whole(input, at, limits)?;
+        (self.last_received, self.last_message) = (now, now);
+        Some(whole)
     }
 
     /// The same for what is not a whole message in one frame.
     #[inline(never)]
-    fn receive_any(&mut self, input: &mut [u8], at: &mut usize, io: &mut Io) -> Event {
+    pub fn receive_other(&mut self, input: &mut [u8], at: &mut usize, io: &mut Io) -> Event {
+        self.last_received = io.now;
         while matches!(self.phase, Phase::Open | Phase::CloseSent) {
             let mut with = Surroundings {
                 limits: io.limits,

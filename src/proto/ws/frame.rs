@@ -131,7 +131,9 @@ pub fn encoded_len(len: usize) -> usize {
 /// The same as [`encode`] for a whole message of fewer than 126 octets.
 #[inline(always)]
 pub fn encode_short(out: &mut Vec<u8>, opcode: Opcode, len: u8) {
-    out.extend_from_slice(&[opcode as u8 | 0x80, len]);
+    // Not as a slice: the copy would be a call.
+    out.push(opcode as u8 | 0x80);
+    out.push(len);
 }
 
 /// Appends a server's frame header: not masked (RFC 6455 5.1), the length in its shortest form.

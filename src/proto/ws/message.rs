@@ -441,28 +441,28 @@ fn next_header(
     Ok(Err(Stage::Header { have: filled as u8, octets }))
 }
 
-/// The quick way for the usual case between messages: one in one frame that is not compressed and lies wholly in the
-/// input, which is where it stays. Anything else, anything over a limit, and what is wrong with a header is left to
-/// `Decoder::next`.
-#[inline]
-pub fn whole(
-    input: &mut [u8],
-    at: &mut usize,
-    limits: &Limits,
-) -> Result<Option<(Kind, Range<usize>)>, Violation> {
-    let rest = input.get(*at..).unwrap_or_default();
-    let Some((kind, len, mut mask, header)) = frame::decode_simple(rest) else { return Ok(None) };
+/// The next frame, if that is a whole message, uses no extension and lies in `input` as a whole: its type, and where its
+/// payload lies, unmasked. `None`, and nothing has changed, for any other, and for what is wrong: that is
+/// [`Decoder::next`]'s.
+#[inline(always)]
+pub fn whole(input: &mut [u8], at: &mut usize, limits: &Limits) -> Option<(Kind, Range<usize>)> {
+    let (opcode, len, mask, header) = frame::decode_simple(input.get(*at..)?)?;
     let start = *at + header;
     let end = start.saturating_add(len);
-    let Some(payload) = input.get_mut(start..end) else { return Ok(None) };
+    let payload = input.get_mut(start..end)?;
     if len > limits.frame.min(limits.message) {
-        return Ok(None);
+        return None;
     }
-    let kind = if kind == Opcode::Text { Kind::Text } else { Kind::Binary };
-    mask.apply(payload);
+    let kind = if opcode == Opcode::Text { Kind::Text } else { Kind::Binary };
+    let unmask = |payload: &mut [u8]| {
+        let mut mask = mask;
+        mask.apply(payload);
+    };
+    unmask(payload);
     if kind == Kind::Text && !utf8::is_valid(payload) {
-        return Err(NOT_UTF8);
+        unmask(payload); // as it came
+        return None;
     }
     *at = end;
-    Ok(Some((kind, start..end)))
+    Some((kind, start..end))
 }

@@ -78,10 +78,14 @@ impl Conns {
     /// was done, for any other, and if it may not be sent: [`send`](Self::send) finds out why.
     #[inline(always)]
     pub fn send_usual(&self, id: u64, kind: u32, bytes: &[u8], trusted: bool) -> bool {
+        let Some(kind) = message_kind(kind) else { return false };
         let core = &mut *self.core.borrow_mut();
-        let (Some(kind), Some(conn)) = (message_kind(kind), core.table.get(id)) else { return false };
+        let Some(conn) = core.table.get(id) else { return false };
         let Phase::Open(open) = &mut conn.phase else { return false };
-        let queue = conn.queue.get_or_insert_with(|| core.queue_pool.take());
+        let queue = match &mut conn.queue {
+            Some(queue) => queue,
+            none => none.insert(core.queue_pool.take()),
+        };
         let has_room = bytes.len() < LARGE && queue.len() < self.commands.watermarks.floor();
         let now = self.life.turn().instant();
         if !has_room || open.over || !open.proto.send_whole(kind, bytes, trusted, now, queue.tail()) {
@@ -91,7 +95,9 @@ impl Conns {
         if !conn.dirty {
             core.mark_dirty(id);
         }
-        self.access_log.sent(id, bytes.len(), true);
+        if self.access_log.is_on() {
+            self.access_log.sent(id, bytes.len(), true);
+        }
         true
     }
 

@@ -11,6 +11,7 @@ use crate::ffi::plugin::{self, LoadOptions, Plugin};
 use crate::ffi::raw;
 use crate::fleet::control::Report;
 use crate::fleet::crash_report::CrashReport;
+use crate::fleet::current_call::CurrentCall;
 use crate::fleet::routes::{Route, Routes};
 use crate::fleet::scoreboard::Slot;
 use crate::log::{Level, write_for_handler};
@@ -111,7 +112,7 @@ pub struct Handlers {
     pub tasks: &'static LoopTasks,
     pub posts: &'static Posts,
     /// What they are called for is shown here.
-    pub slot: &'static Slot,
+    pub current: &'static CurrentCall,
     pub conns: &'static Conns,
 }
 
@@ -152,11 +153,11 @@ impl Handlers {
 
     /// Tells them of a few descriptors that are ready; the others come in the next turn.
     pub fn serve_descriptors(&self) {
-        for told in self.tasks.ready() {
+        for event in self.tasks.ready() {
             // One that was served before may have unwatched it.
-            let Some((handler, ready)) = self.tasks.watcher(told) else { continue };
+            let Some((handler, ready)) = self.tasks.watcher(event) else { continue };
             self.posts.set_called(Some(handler));
-            self.call_about(handler, Callback::Ready, 0, || ready.run(told.fd, told.events));
+            self.call_about(handler, Callback::Ready, 0, || ready.run(event.fd, event.events));
             self.posts.set_called(None);
         }
     }
@@ -198,7 +199,7 @@ impl Handlers {
         let core = &mut *self.conns.core.borrow_mut();
         let known = core.table.both(id).map(|(conn, record)| (conn.handler, record.peer));
         let (handler, peer) = known.unzip();
-        self.slot.call.set_current(id, peer.unwrap_or_default(), self.conns.life.turn().instant());
+        self.current.set_current(id, peer.unwrap_or_default(), self.conns.life.turn().instant());
         handler
     }
 
@@ -214,7 +215,7 @@ impl Handlers {
     #[inline(always)]
     pub fn begin_call(&self, handler: u16, callback: Callback) -> Timing {
         count_call();
-        self.slot.call.begin(handler, callback as u32);
+        self.current.begin(handler, callback as u32);
         self.conns.metrics.stopwatch(handler).start(callback)
     }
 
@@ -222,7 +223,7 @@ impl Handlers {
     #[inline(always)]
     pub fn end_call(&self, timing: Timing) {
         timing.stop();
-        self.slot.call.end();
+        self.current.end();
     }
 }
 

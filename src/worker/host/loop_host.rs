@@ -23,7 +23,7 @@ pub struct LoopHost {
     pub conns: &'static Conns,
     pub handshakes: &'static Registry,
     /// What a handler is being given.
-    pub call: &'static CurrentCall,
+    pub current: &'static CurrentCall,
 }
 
 impl Host for LoopHost {
@@ -196,7 +196,7 @@ impl LoopHost {
     /// Whether a text is known to be UTF-8: it is the one that is being delivered.
     #[inline]
     fn is_trusted(&self, kind: u32, bytes: &[u8]) -> bool {
-        kind == WS_TEXT && self.call.is_delivering(kind, bytes)
+        kind == WS_TEXT && self.current.is_delivering(kind, bytes)
     }
 
     #[inline(never)]

@@ -10,10 +10,9 @@ use crate::ffi::call::Handler;
 use crate::ffi::host::Task;
 use crate::ffi::place::{self, Callback, POISON};
 use crate::fleet::refusal::Refusal;
-use crate::proto::ws::connection::{Body, Event, Kind};
+use crate::proto::ws::connection::{Body, Connection, Event, Io, Kind};
 use crate::time::Instant;
 use crate::worker::conn::channel::Delivery;
-use crate::worker::conn::connections::Core;
 use crate::worker::conn::open::Open;
 use crate::worker::conn::table::Pause;
 use crate::worker::conn::turn::Slice;
@@ -60,48 +59,44 @@ impl Session {
         let Some(to) = self.target(id) else { return };
         let limits = &self.conns.settings(to.handler).limits;
         let now = self.conns.life.turn().instant();
-        let is_limited = self.admission.limits_rate();
         let mut slice = Slice::new(begun);
         let mut at = 0;
         let mut is_share_stale = false;
-        'messages: loop {
-            let is_message = 'next: {
+        loop {
+            let whole = {
                 let mut core = self.conns.core.borrow_mut();
-                let Core { table, codecs, queue_pool, .. } = &mut *core;
-                let Some(conn) = table.get(id) else { return };
+                let Some(conn) = core.table.get(id) else { return };
                 // Flushed below.
                 conn.dirty = true;
-                if conn.is_paused() {
-                    let rest = &buffer[at..count];
-                    if let Some(open) = conn.open().filter(|_| !rest.is_empty()) {
-                        open.set_unread(rest.into());
-                    }
-                    break 'messages;
-                }
                 let is_full = conn.queued() >= self.conns.commands.watermarks.high();
-                let protocol = conn.protocol(now, limits, codecs, queue_pool);
-                let Some((open, mut io)) = protocol.filter(|(open, _)| !open.over) else { break 'messages };
+                let is_paused = conn.is_paused();
+                let Some(open) = conn.open().filter(|open| !open.over) else { break };
+                if is_paused {
+                    if at < count {
+                        open.set_unread(buffer[at..count].into());
+                    }
+                    break;
+                }
                 if is_full {
                     drop(core);
                     self.conns.flush_within(id);
-                    continue 'messages;
+                    continue;
                 }
-                match open.proto.receive_whole(&mut buffer[..count], &mut at, &mut io) {
-                    Ok((kind, range)) => {
-                        open.note_message(kind, range.len(), true);
-                        drop(core);
-                        if is_limited && self.is_too_fast(id, true, range.len()) {
-                            break 'next false;
-                        }
-                        self.deliver(to, kind, WS_FIRST | WS_LAST, Body::Input(range), buffer);
-                        true
-                    }
-                    Err(event) => {
-                        is_share_stale |= note_event(open, &event);
-                        drop(core);
-                        self.handle(to, event, is_limited, buffer)
-                    }
+                let whole = open.proto.receive_whole(&mut buffer[..count], &mut at, now, limits);
+                if let Some((kind, range)) = &whole {
+                    open.note_message(*kind, range.len(), true);
                 }
+                whole
+            };
+            let is_message = match whole {
+                Some((_, range)) if self.is_too_fast(id, true, range.len()) => false,
+                Some((kind, range)) => {
+                    self.deliver(to, kind, WS_FIRST | WS_LAST, Body::Input(range), buffer);
+                    true
+                }
+                None => self.process_other(to, buffer, &mut is_share_stale, |proto, buffer, io| {
+                    proto.receive_other(&mut buffer[..count], &mut at, io)
+                }),
             };
             // No further call of the protocol would find anything.
             if at >= count {
@@ -122,17 +117,36 @@ impl Session {
     /// them.
     pub fn process_gathered(&self, id: u64, buffer: &mut [u8], count: usize) {
         let Some(to) = self.target(id) else { return };
-        let taken = self.conns.with_protocol(id, |open, io| {
-            let event = (!open.over).then(|| open.proto.taken(count, io))?;
-            Some((note_event(open, &event), event))
-        });
-        if let Some((is_share_stale, event)) = taken.flatten() {
-            self.handle(to, event, self.admission.limits_rate(), buffer);
-            if is_share_stale {
-                self.conns.count_share(id);
-            }
+        let mut is_share_stale = false;
+        self.process_other(to, buffer, &mut is_share_stale, |proto, _, io| proto.taken(count, io));
+        if is_share_stale {
+            self.conns.count_share(id);
         }
         self.conns.finish_turn(id);
+    }
+
+    /// Handles what the protocol receives if that is no whole message in one frame. Returns whether the handler was given a
+    /// message.
+    #[inline(never)]
+    fn process_other(
+        &self,
+        to: Target,
+        buffer: &mut [u8],
+        is_share_stale: &mut bool,
+        receive: impl FnOnce(&mut Connection, &mut [u8], &mut Io) -> Event,
+    ) -> bool {
+        let received = self.conns.with_protocol(to.id, |open, io| {
+            if open.over {
+                return None;
+            }
+            let event = receive(&mut open.proto, buffer, io);
+            if let Event::Message { kind, last, body, .. } = &event {
+                open.note_message(*kind, body.len(), *last);
+            }
+            *is_share_stale |= open.is_share_stale();
+            Some(event)
+        });
+        received.flatten().is_some_and(|event| self.handle(to, event, buffer))
     }
 
     /// Calls are about this connection from now on.
@@ -141,16 +155,14 @@ impl Session {
         Some(Target { id, handler, service: self.handlers.service(handler) })
     }
 
-    /// Handles what is no whole message in one frame. Returns whether the handler was given a message.
-    #[inline(never)]
-    fn handle(&self, to: Target, event: Event, is_limited: bool, buffer: &mut [u8]) -> bool {
+    /// Handles an event. Returns whether the handler was given a message.
+    fn handle(&self, to: Target, event: Event, buffer: &mut [u8]) -> bool {
         let id = to.id;
         match event {
             Event::NeedMore => {}
             // Counts as a message: it costs as much as a small one.
-            Event::Empty => _ = is_limited && self.is_too_fast(id, true, 0),
-            Event::Message { first, ref body, .. }
-                if is_limited && self.is_too_fast(id, first, body.len()) => {}
+            Event::Empty => _ = self.is_too_fast(id, true, 0),
+            Event::Message { first, ref body, .. } if self.is_too_fast(id, first, body.len()) => {}
             Event::Message { kind, first, last, body, .. } => {
                 let flags = if first { WS_FIRST } else { 0 } | if last { WS_LAST } else { 0 };
                 self.deliver(to, kind, flags, body, buffer);
@@ -249,12 +261,12 @@ impl Session {
     /// Calls on_message with the first `size` bytes of `from`, which a NUL follows.
     #[inline(always)]
     fn call_message(&self, to: Target, service: &Service, kind: Kind, flags: u32, from: &[u8], size: usize) {
-        let call = &self.handlers.slot.call;
-        call.deliver(kind as u32, flags == WS_FIRST | WS_LAST, from, size);
+        let current = self.handlers.current;
+        current.deliver(kind as u32, flags == WS_FIRST | WS_LAST, from, size);
         let timing = self.handlers.begin_call(to.handler, Callback::Message);
         service.handler.message(to.id, kind as u32, flags, &from[..size + 1]);
         self.handlers.end_call(timing);
-        call.delivered();
+        current.delivered();
     }
 
     /// Delivers a Pong; `payload` ends in a NUL.
@@ -282,8 +294,13 @@ impl Session {
     }
 
     /// Whether a message or fragment exceeds the rate limit; if so, the connection is being closed.
-    #[inline(never)]
+    #[inline]
     fn is_too_fast(&self, id: u64, is_first: bool, size: usize) -> bool {
+        self.admission.limits_rate() && self.exceeds_rate(id, is_first, size)
+    }
+
+    #[inline(never)]
+    fn exceeds_rate(&self, id: u64, is_first: bool, size: usize) -> bool {
         let now = self.conns.life.turn().instant();
         let admits =
             |open: &mut Open| open.extra().pace.as_mut().is_none_or(|pace| pace.admits(is_first, size, now));
@@ -337,13 +354,4 @@ impl Session {
             self.notify_writable(id);
         }
     }
-}
-
-/// Counts a message that an event brings, or a part of one. Returns whether an incomplete one takes more memory, or less,
-/// than is counted.
-fn note_event(open: &mut Open, event: &Event) -> bool {
-    if let Event::Message { kind, last, body, .. } = event {
-        open.note_message(*kind, body.len(), *last);
-    }
-    open.is_share_stale()
 }
