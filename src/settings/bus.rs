@@ -315,9 +315,13 @@ mod tests {
         for name in ["one", "other"] {
             let key = rcgen::KeyPair::generate().unwrap();
             let params = rcgen::CertificateParams::new(vec!["a".to_owned()]).unwrap();
-            std::fs::write(path(name), params.self_signed(&key).unwrap().pem()).unwrap();
-            std::fs::write(path(name) + ".key", key.serialize_pem()).unwrap();
-            std::fs::set_permissions(path(name) + ".key", std::fs::Permissions::from_mode(0o600)).unwrap();
+            let certificate = params.self_signed(&key).unwrap().pem();
+            for (file, text, mode) in
+                [(path(name), certificate, 0o644), (path(name) + ".key", key.serialize_pem(), 0o600)]
+            {
+                std::fs::write(&file, text).unwrap();
+                std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+            }
         }
         let with = |certificate: &str, key: &str| {
             let text = format!(
