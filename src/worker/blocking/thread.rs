@@ -20,10 +20,10 @@ use crate::time::Instant;
 use crate::worker::base::metrics::{Metrics, Stopwatch};
 use crate::worker::blocking::watchdog::CallClock;
 use crate::worker::commands::queue::{CommandQueue, Counted, ThreadCommand};
-use crate::worker::conn::channel::{Agreed, Delivery, PeerClose, ThreadChannel, Woken};
+use crate::worker::conn::channel::{Delivery, PeerClose, ThreadChannel, Woken};
 use crate::worker::conn::handler_timers::{HandlerTimers, OF_A_CONNECTION};
 use crate::worker::conn::handshake::{Handshake, Registry};
-use crate::worker::conn::info::{OwnedInfo, Path, Stage};
+use crate::worker::conn::info::{OwnedInfo, Stage};
 use crate::worker::crash::report;
 
 /// Stack of a thread; only what is used becomes memory. What C programs are used to.
@@ -35,20 +35,14 @@ struct Current {
     handler: Handler,
     channel: Arc<ThreadChannel>,
     info: OwnedInfo,
-    /// None once the connection is open.
-    handshake: Option<Arc<Handshake>>,
     /// The message that the handler holds, with its NUL.
     message: Vec<u8>,
-    last_opcode: u32,
-    peer_close: Option<PeerClose>,
-    over: bool,
     /// It goes on in another process.
     moved: bool,
     timers: HandlerTimers,
     clock: &'static CallClock,
     stopwatch: Stopwatch,
     user: Option<User>,
-    path: Path,
 }
 
 thread_local! {
@@ -125,17 +119,12 @@ fn live(host: &'static ThreadHost, beginning: Beginning) {
         handler,
         channel: Arc::clone(&channel),
         info,
-        handshake: handshake.clone(),
         message: vec![0],
-        last_opcode: 0,
-        peer_close: None,
-        over: false,
         moved: false,
         timers: HandlerTimers::default(),
         clock,
         stopwatch,
         user: None,
-        path: Path::default(),
     };
     CURRENT.set(Some(current));
     place::set_host(host);
@@ -146,7 +135,8 @@ fn live(host: &'static ThreadHost, beginning: Beginning) {
             handshake.settle(result);
             host.commands.give(ThreadCommand::Verdict(conn));
             let agreed = clock.pausing(|| channel.wait_open());
-            agreed.map(|agreed| with(|current| current.open(agreed))).is_some()
+            let keeps_request = handler.has_flag(WS_KEEP_REQUEST);
+            agreed.map(|agreed| with(|current| current.info.open(agreed, keeps_request))).is_some()
         }
     };
     if is_open {
@@ -238,7 +228,7 @@ impl ThreadHost {
     fn answer_close(&self, conn: u64, close: PeerClose) {
         let code = close.code;
         let Some((handler, stopwatch)) = of(conn, |current| {
-            current.peer_close = Some(close);
+            current.info.peer_close = Some(close);
             (current.handler, current.stopwatch)
         }) else {
             return;
@@ -267,15 +257,7 @@ impl ThreadHost {
 
 impl Host for ThreadHost {
     fn look(&self, conn: u64, f: &mut dyn FnMut(&mut dyn ConnectionInfo)) {
-        of(conn, |current| {
-            let stage = match current.handshake {
-                Some(_) => Stage::Handshake,
-                None if current.over => Stage::Over,
-                None => Stage::Open,
-            };
-            let peer_close = current.peer_close.as_ref().map(PeerClose::lend);
-            current.info.look(stage, current.last_opcode, peer_close, &mut current.path, |info| f(info));
-        });
+        of(conn, |current| current.info.look(|info| f(info)));
     }
 
     fn receive(&self, conn: u64, timeout_ms: i64) -> Result<ws_message, i32> {
@@ -297,7 +279,7 @@ impl Host for ThreadHost {
                                     current.message.fill(POISON);
                                 }
                                 current.message = payload;
-                                current.last_opcode = kind;
+                                current.info.last_opcode = kind;
                                 report::hold(kind, &current.message[..current.message.len() - 1]);
                                 call::message(kind, flags, &current.message)
                             })
@@ -410,7 +392,7 @@ impl Host for ThreadHost {
         });
         match copied {
             // Before the connection is open it is attached then.
-            Some(true) if of(conn, |current| current.handshake.is_some()) == Some(true) => WS_OK,
+            Some(true) if of(conn, |current| current.info.stage) == Some(Stage::Handshake) => WS_OK,
             Some(true) => self.commands.give_counted(conn, Counted::State),
             Some(false) => WS_OK,
             None => WS_E_GONE,
@@ -419,19 +401,12 @@ impl Host for ThreadHost {
 }
 
 impl Current {
-    /// The handshake is done.
-    fn open(&mut self, agreed: Agreed) {
-        self.handshake = None;
-        (self.info.strings.protocol, self.info.deflate) = (agreed.protocol, agreed.deflate);
-        if !self.handler.has_flag(WS_KEEP_REQUEST) {
-            self.info.request = None;
-        }
-    }
-
     /// Takes over what the loop knows about the end.
     fn update_closing_state(&mut self) {
         let (answer, over) = self.channel.closing_state();
-        self.peer_close = self.peer_close.take().or(answer);
-        self.over = over;
+        self.info.peer_close = self.info.peer_close.take().or(answer);
+        if over {
+            self.info.stage = Stage::Over;
+        }
     }
 }

@@ -12,6 +12,7 @@ use crate::ffi::host::{ABSENT, Address, ConnectionInfo, End, Fact, Number, follo
 use crate::ffi::place::{Callback, place};
 use crate::fleet::facts::Facts;
 use crate::proto::ws::deflate::negotiate::Params;
+use crate::worker::conn::channel::{Agreed, PeerClose};
 use crate::worker::conn::record::{Record, Strings};
 use crate::worker::conn::request::Request;
 
@@ -129,56 +130,63 @@ impl Info<'_> {
 /// The facts of a blocking connection in memory of its thread's own. Handlers hold on to the strings: they stay where they
 /// are.
 pub struct OwnedInfo {
-    /// As in [`Info`].
-    pub strings: Strings<Vec<u8>>,
-    pub deflate: Option<Params>,
-    pub request: Option<Arc<Request>>,
+    pub stage: Stage,
+    strings: Strings<Vec<u8>>,
+    deflate: Option<Params>,
+    request: Option<Arc<Request>>,
     facts: Option<Box<[u8]>>,
     peer: Option<SocketAddr>,
     local: Option<SockAddr>,
+    path: Path,
     /// With the NUL behind it.
     pub state: Option<Vec<u8>>,
+    pub peer_close: Option<PeerClose>,
+    pub last_opcode: u32,
     is_resumed: bool,
 }
 
 impl OwnedInfo {
-    /// Of the connection with this record and socket.
-    pub fn new(record: &Record, socket: &Socket, request: Option<Arc<Request>>, is_resumed: bool) -> Self {
+    /// Of the connection with this record and socket, in the handshake or opened before.
+    pub fn new(stage: Stage, record: &Record, socket: &Socket, request: Option<Arc<Request>>) -> Self {
         OwnedInfo {
+            stage,
             strings: record.terminated_strings().map(<[u8]>::to_vec),
             deflate: record.params(),
             request,
             facts: record.facts().map(Box::from),
             peer: record.peer.address(),
             local: socket.local_addr().ok(),
+            path: Path::default(),
             state: record.terminated_state().map(<[u8]>::to_vec),
-            is_resumed,
+            peer_close: None,
+            last_opcode: 0,
+            is_resumed: stage == Stage::Open,
         }
     }
 
-    /// Runs with these facts, and those that change.
-    pub fn look(
-        &self,
-        stage: Stage,
-        last_opcode: u32,
-        peer_close: Option<(u16, ws_bytes)>,
-        path: &mut Path,
-        f: impl FnOnce(&mut Info<'_>),
-    ) {
+    /// The handshake is done.
+    pub fn open(&mut self, agreed: Agreed, keeps_request: bool) {
+        self.stage = Stage::Open;
+        (self.strings.protocol, self.deflate) = (agreed.protocol, agreed.deflate);
+        self.request.take_if(|_| !keeps_request);
+    }
+
+    /// Runs with these facts.
+    pub fn look<R>(&mut self, f: impl FnOnce(&mut Info<'_>) -> R) -> R {
         f(&mut Info {
-            stage,
+            stage: self.stage,
             strings: self.strings.as_slices(),
             deflate: self.deflate,
             request: self.request.as_deref(),
             facts: self.facts.as_deref(),
             peer: self.peer,
             local: &|| self.local.clone(),
-            keep_path: &mut |text| path.keep(text),
+            keep_path: &mut |text| self.path.keep(text),
             state: self.state.as_deref(),
-            peer_close,
-            last_opcode,
+            peer_close: self.peer_close.as_ref().map(PeerClose::lend),
+            last_opcode: self.last_opcode,
             is_resumed: self.is_resumed,
-        });
+        })
     }
 }
 

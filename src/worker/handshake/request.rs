@@ -18,7 +18,7 @@ use crate::proto::ws::handshake::{self, is_upgrade};
 use crate::worker::blocking::thread::Beginning;
 use crate::worker::conn::channel::{Agreed, Ended, ThreadChannel};
 use crate::worker::conn::handshake::{Carried, Finished, Handshake, Verdict};
-use crate::worker::conn::info::OwnedInfo;
+use crate::worker::conn::info::{OwnedInfo, Stage};
 use crate::worker::conn::record::foreign::Arrival;
 use crate::worker::conn::record::{Strings, flags};
 use crate::worker::conn::request::Request;
@@ -215,7 +215,12 @@ impl Handshakes {
                 number: handler,
                 handler: service.handler,
                 channel: self.session.threads.new_channel(id, service.handler),
-                info: OwnedInfo::new(record, &conn.socket, Some(Arc::clone(&handshake.request)), false),
+                info: OwnedInfo::new(
+                    Stage::Handshake,
+                    record,
+                    &conn.socket,
+                    Some(Arc::clone(&handshake.request)),
+                ),
                 handshake: Some(Arc::clone(&handshake)),
             });
             let channel = beginning.as_ref().map(|beginning| Arc::clone(&beginning.channel));

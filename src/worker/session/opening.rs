@@ -12,7 +12,7 @@ use crate::worker::base::metrics::OpenCount;
 use crate::worker::blocking::thread::Beginning;
 use crate::worker::conn::channel::ThreadChannel;
 use crate::worker::conn::handshake::Carried;
-use crate::worker::conn::info::OwnedInfo;
+use crate::worker::conn::info::{OwnedInfo, Stage};
 use crate::worker::conn::open::Open;
 use crate::worker::conn::request::Request;
 use crate::worker::conn::table::{Conn, Pause, Phase};
@@ -110,7 +110,7 @@ impl Session {
             };
             open.set_channel(Arc::clone(&channel));
             open.silent = false;
-            OwnedInfo::new(record, socket, open.request().cloned(), true)
+            OwnedInfo::new(Stage::Open, record, socket, open.request().cloned())
         };
         // From here on its thread decides whether it can move.
         self.conns.flush(conn);
