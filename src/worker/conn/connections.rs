@@ -146,14 +146,14 @@ impl Conns {
     pub fn add(&self, conn: Conn) -> Option<u64> {
         let core = &mut *self.core.borrow_mut();
         let Some(id) = core.table.add(conn) else {
-            log::warn!("a connection was dropped: {} connections already", self.config.connections);
+            log::warn!("a connection was dropped: the worker has {} already", self.config.connections);
             self.presence.release();
             return None;
         };
         let (conn, record) = core.table.both(id)?;
         conn.since = self.life.turn().instant().seconds();
         if let Err(error) = self.poll.add_conn(&conn.socket, id, conn.watched) {
-            log::error!("a connection was dropped: epoll: {error}");
+            log::error!("a connection was dropped: cannot watch its socket: {error}");
             core.table.remove(id);
             self.presence.release();
             return None;

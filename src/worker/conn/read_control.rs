@@ -85,7 +85,7 @@ impl Conns {
             if let Some(conn) = self.core.borrow_mut().table.get(id)
                 && let Err(error) = self.poll.add_conn(&conn.socket, id, conn.watched)
             {
-                log::error!("connection {id:x}: epoll: {error}");
+                log::error!("connection {id:x}: cannot watch the socket: {error}");
             }
         }
     }
@@ -117,7 +117,7 @@ impl Conns {
     pub fn watch_for(&self, id: u64, conn: &mut Conn, wanted: u8) {
         conn.watched = wanted;
         if let Err(error) = self.poll.watch(&conn.socket, id, wanted) {
-            log::error!("connection {id:x}: epoll: {error}");
+            log::error!("connection {id:x}: cannot watch the socket: {error}");
         }
     }
 }
