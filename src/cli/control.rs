@@ -29,15 +29,15 @@ pub struct Ctl {
     #[arg(short = 'f', long, alias = "config-file", value_name = "FILE", global = true)]
     config: Option<PathBuf>,
     #[command(subcommand)]
-    what: What,
+    action: Action,
 }
 
 #[derive(Debug, Subcommand)]
-enum What {
+enum Action {
     /// Show workers, the callback that each is running, pools and handlers
     Status {
         #[command(flatten)]
-        form: Form,
+        form: OutputArgs,
         /// Repeat every so many seconds
         #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "2",
             value_parser = interval)]
@@ -48,7 +48,7 @@ enum What {
     /// List connections
     Connections {
         #[command(flatten)]
-        filter: Filtered,
+        filter: FilterArgs,
         /// Sort by age, queued, state, worker, peer, user, handler or resource
         #[arg(long, value_name = "FIELD")]
         sort: Option<Key>,
@@ -56,7 +56,7 @@ enum What {
         #[arg(long, value_name = "COUNT")]
         limit: Option<usize>,
         #[command(flatten)]
-        form: Form,
+        form: OutputArgs,
     },
     /// Close a connection, or all of a peer, resource, handler or user
     Close {
@@ -64,7 +64,7 @@ enum What {
         #[arg(value_name = "ID", required_unless_present = "filter", conflicts_with = "filter")]
         id: Option<Id>,
         #[command(flatten)]
-        filter: Filtered,
+        filter: FilterArgs,
         /// The close code
         #[arg(long, value_name = "CODE", default_value_t = close::GOING_AWAY, value_parser = close_code)]
         code: u16,
@@ -92,7 +92,7 @@ enum What {
     /// List all topics with their subscribers
     Topics {
         #[command(flatten)]
-        form: Form,
+        form: OutputArgs,
     },
     /// Publish standard input to a topic
     Publish {
@@ -116,7 +116,7 @@ enum What {
         #[arg(long, value_name = "TIME", value_parser = time, requires = "state")]
         time: Option<Duration>,
         #[command(flatten)]
-        form: Form,
+        form: OutputArgs,
     },
     /// Stop the server
     Stop {
@@ -158,7 +158,7 @@ enum What {
 /// Selects connections that meet all conditions.
 #[derive(Debug, Args)]
 #[group(id = "filter", multiple = true)]
-struct Filtered {
+struct FilterArgs {
     /// Select peers with this address, address and port, or network; or unix
     #[arg(long, value_name = "PEER")]
     peer: Option<Peer>,
@@ -173,14 +173,14 @@ struct Filtered {
     user: Option<String>,
 }
 
-impl From<Filtered> for Filter {
-    fn from(Filtered { peer, resource, handler, user }: Filtered) -> Self {
+impl From<FilterArgs> for Filter {
+    fn from(FilterArgs { peer, resource, handler, user }: FilterArgs) -> Self {
         Self { peer, resource, handler, user }
     }
 }
 
 #[derive(Debug, Args)]
-struct Form {
+struct OutputArgs {
     /// Print the answer as JSON
     #[arg(long)]
     json: bool,
@@ -195,35 +195,35 @@ impl Ctl {
             (None, None) => DEFAULT_SOCKET.into(),
         };
         let (text, mut target) = (Show::default(), None);
-        let (request, show) = match self.what {
-            What::Status { form, watch } => (Request::Status {}, Show { json: form.json, watch, ..text }),
-            What::Config => (Request::Config {}, text),
-            What::Connections { filter, sort, limit, form } => {
+        let (request, show) = match self.action {
+            Action::Status { form, watch } => (Request::Status {}, Show { json: form.json, watch, ..text }),
+            Action::Config => (Request::Config {}, text),
+            Action::Connections { filter, sort, limit, form } => {
                 let show = Show { json: form.json, sort, limit, ..text };
                 (Request::Connections { filter: filter.into() }, show)
             }
-            What::Record { resource, file, time, limit, max_message, no_payload } => {
+            Action::Record { resource, file, time, limit, max_message, no_payload } => {
                 target = Some(Target { file, time, limit });
                 let longest = if no_payload { 0 } else { max_message };
                 (Request::Record { resource, longest }, text)
             }
-            What::Topics { form } => (Request::Topics {}, Show { json: form.json, ..text }),
-            What::Publish { topic, scope, binary } => {
+            Action::Topics { form } => (Request::Topics {}, Show { json: form.json, ..text }),
+            Action::Publish { topic, scope, binary } => {
                 (Request::Publish { scope, topic, binary, data: Payload::default() }, text)
             }
-            What::Close { id, filter, code } => (Request::Close { id, filter: filter.into(), code }, text),
-            What::Cancel => (Request::Cancel {}, text),
-            What::LogLevel { level } => (Request::LogLevel { level }, text),
-            What::Quarantine { resource, state, time, form } => {
+            Action::Close { id, filter, code } => (Request::Close { id, filter: filter.into(), code }, text),
+            Action::Cancel => (Request::Cancel {}, text),
+            Action::LogLevel { level } => (Request::LogLevel { level }, text),
+            Action::Quarantine { resource, state, time, form } => {
                 let request = Request::Quarantine { resource, state, seconds: time.map(whole_seconds) };
                 (request, Show { json: form.json, ..text })
             }
-            What::Stop { now } => (Request::Stop { now }, text),
-            What::Drain { time } => (Request::Drain { seconds: time.map(whole_seconds) }, text),
-            What::Resume => (Request::Resume {}, text),
-            What::Reload => (Request::Reload {}, text),
-            What::Upgrade => (Request::Upgrade {}, text),
-            What::Workers { change, pool } => (Request::Workers { pool, change }, text),
+            Action::Stop { now } => (Request::Stop { now }, text),
+            Action::Drain { time } => (Request::Drain { seconds: time.map(whole_seconds) }, text),
+            Action::Resume => (Request::Resume {}, text),
+            Action::Reload => (Request::Reload {}, text),
+            Action::Upgrade => (Request::Upgrade {}, text),
+            Action::Workers { change, pool } => (Request::Workers { pool, change }, text),
         };
         Ok(Order { socket, request, show, target })
     }

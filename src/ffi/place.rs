@@ -83,10 +83,10 @@ impl Callback {
 }
 
 /// The callback that a thread is in, and its connection or 0.
-pub type Place = (Callback, ws_conn);
+pub type CallContext = (Callback, ws_conn);
 
 thread_local! {
-    static PLACE: Cell<Place> = const { Cell::new((Callback::None, 0)) };
+    static PLACE: Cell<CallContext> = const { Cell::new((Callback::None, 0)) };
     static HOST: Cell<Option<&'static dyn Host>> = const { Cell::new(None) };
     static EVENT_LOOP: Cell<Option<&'static dyn EventLoop>> = const { Cell::new(None) };
     static CALLS: Cell<Option<&'static AtomicU64>> = const { Cell::new(None) };
@@ -153,12 +153,12 @@ pub(super) fn event_loop(function: &str, name: &str) -> Option<&'static dyn Even
 }
 
 /// The calling thread enters a callback. Returns its former place, for [`leave`].
-pub fn enter(callback: Callback, conn: ws_conn) -> Place {
+pub fn enter(callback: Callback, conn: ws_conn) -> CallContext {
     PLACE.replace((callback, conn))
 }
 
 /// The callback has returned.
-pub fn leave(before: Place) {
+pub fn leave(before: CallContext) {
     if IS_CHILD.load(Ordering::Relaxed)
         && let Some(end) = CHILD_RETURNS.get()
     {
@@ -170,11 +170,11 @@ pub fn leave(before: Place) {
 /// This process is a child that a handler forked, with a copy of everything.
 static IS_CHILD: AtomicBool = AtomicBool::new(false);
 /// Ends a forked child that returns from its callback.
-static CHILD_RETURNS: OnceLock<fn(Place) -> !> = OnceLock::new();
+static CHILD_RETURNS: OnceLock<fn(CallContext) -> !> = OnceLock::new();
 
 /// From now on children that handlers fork have no host, and are ended by this function when they return from their
 /// callback.
-pub fn watch_forks(returns: fn(Place) -> !) -> std::io::Result<()> {
+pub fn watch_forks(returns: fn(CallContext) -> !) -> std::io::Result<()> {
     extern "C" fn in_child() {
         IS_CHILD.store(true, Ordering::Relaxed);
         HOST.set(None);
@@ -194,7 +194,7 @@ pub(super) fn is_child() -> bool {
 }
 
 /// The place of the calling thread.
-pub fn place() -> Place {
+pub fn place() -> CallContext {
     PLACE.get()
 }
 

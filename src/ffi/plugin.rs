@@ -100,7 +100,7 @@ pub enum LoadError {
     /// It was made for another major version of the header.
     #[error("made for another ABI: got {}.{}, expected {}.x", .0 >> 16, .0 & 0xffff, raw::WS_ABI_MAJOR)]
     OtherAbi(u32),
-    /// It asks for what this version does not know, and says that it cannot do without.
+    /// It sets an unknown flag that a host must not ignore.
     #[error("flags: got {0:#x}, which this version does not know: it needs a newer wshd")]
     Flags(u32),
     /// Neither style.

@@ -102,7 +102,7 @@ impl Test {
             let mut host = Host::new(&dir, served)?;
             let conversation = Conversation::new(name, timeout);
             let (outcome, log) = match self.no_fork {
-                true => here(host, conversation, steps.clone())?,
+                true => run_here(host, conversation, steps.clone())?,
                 false => {
                     host.start().map_err(|why| format!("{why}\n{}", host.log()))?;
                     (conversation.run(&mut host, &steps), host.log())
@@ -129,7 +129,7 @@ impl Test {
 type Outcome = (Result<(), (usize, Failure)>, String);
 
 /// Runs the worker on this thread, the main one, and the script on another.
-fn here(mut host: Host, conversation: Conversation, steps: Vec<Step>) -> Result<Outcome, String> {
+fn run_here(mut host: Host, conversation: Conversation, steps: Vec<Step>) -> Result<Outcome, String> {
     eprintln!("wshd: the log is {}", host.log_file().display());
     let (start, has_left) = (host.start_here()?, host.has_left());
     let script = thread::spawn(move || {

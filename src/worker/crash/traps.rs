@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use crate::ffi::place::{Place, place, watch_forks};
+use crate::ffi::place::{CallContext, place, watch_forks};
 use crate::fleet::crash::{EXIT, HANG};
 use crate::time::Instant;
 use crate::worker::crash::report::Registers;
@@ -152,7 +152,7 @@ extern "C" fn exit_c99(status: c_int) -> ! {
 }
 
 /// A child that a handler has forked has returned from its callback: it must not serve its parent's connections.
-fn child_returns((callback, conn): Place) -> ! {
+fn child_returns((callback, conn): CallContext) -> ! {
     // SAFETY: the default action installs no code, and the alarm ends a child that cannot write to the log: a thread
     // that it does not have may have held a lock.
     unsafe {
