@@ -17,7 +17,7 @@ use crate::proto::ws::deflate::codec::Codecs;
 use crate::proto::ws::utf8;
 use crate::time::Instant;
 
-/// Memory of a kept message beside its payload; bytes.
+/// Memory of a kept message besides its payload; bytes.
 const COST: usize = 128;
 /// An unused topic is remembered this many times as long as a message.
 const UNUSED: u32 = 6;

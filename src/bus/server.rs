@@ -53,7 +53,7 @@ pub struct Server<'a> {
     /// Received frames are left for the next turn.
     is_left: bool,
     last_token: u64,
-    /// When to exit, once told to leave.
+    /// When to exit; set by the command to leave.
     leave_at: Option<Instant>,
     next_tick: Instant,
     /// When to report numbers of subscribers, if any have changed.
@@ -91,7 +91,7 @@ impl<'a> Server<'a> {
         })
     }
 
-    /// Serves until told to leave.
+    /// Serves until the command to leave.
     pub fn serve(mut self) -> io::Result<()> {
         // All stamps must be later than those of the previous bus: no worker is accepted before that has exited.
         let mut is_open = false;
@@ -190,7 +190,7 @@ impl<'a> Server<'a> {
                 Ok(Some(_)) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                    log::warn!("malformed command of the supervisor: {error}; ignored");
+                    log::warn!("the supervisor {error}; ignored");
                 }
                 Err(error) => return Err(error),
             }
@@ -332,7 +332,7 @@ impl<'a> Server<'a> {
                 let mut flags = EpollFlags::EPOLLIN;
                 flags.set(EpollFlags::EPOLLOUT, is_full);
                 if let Err(error) = self.poll.modify(&peer.socket, &mut EpollEvent::new(flags, token)) {
-                    log::error!("epoll: {error}");
+                    log::error!("cannot watch the connection of a worker: {error}");
                 }
             }
         }

@@ -174,7 +174,9 @@ async fn next_command(channel: &Watched<&Channel>) -> Option<Command> {
         let mut guard = channel.readable().await.ok()?;
         match guard.try_io(|channel| channel.get_ref().0.recv_command()) {
             Ok(Ok(command)) => return command.map(|(command, _)| command),
-            Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => log::warn!("{error}"),
+            Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
+                log::warn!("the supervisor {error}; ignored")
+            }
             Ok(Err(_)) => return None,
             Err(_would_block) => {}
         }

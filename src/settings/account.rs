@@ -62,7 +62,7 @@ pub fn owner(text: &str) -> Result<Uid, String> {
     let user = Uid::from_raw(id(text).map_or_else(known, Ok)?);
     match may_chown() || user == geteuid() {
         true => Ok(user),
-        false => Err("expected to be root: only root can give a socket to another user".to_owned()),
+        false => Err("needs root: only root can give a socket to another user".to_owned()),
     }
 }
 
@@ -111,7 +111,7 @@ fn id(text: &str) -> Option<u32> {
 pub fn must_be_root(for_this: &str) -> Result<(), String> {
     match geteuid().is_root() {
         true => Ok(()),
-        false => Err(format!("expected to be root: only root can give workers {for_this}")),
+        false => Err(format!("needs root: only root can give workers {for_this}")),
     }
 }
 

@@ -160,7 +160,7 @@ fn credentials(path: &Path, kind: Kind) -> Result<Credentials, String> {
     let text = secret(path)?;
     if text.contains("-----BEGIN NATS USER JWT-----") {
         if kind != Kind::Nats {
-            return Err("expected a password: only NATS takes a JWT".to_owned());
+            return Err("expected a password: only NATS accepts a JWT".to_owned());
         }
         ConnectOptions::new().credentials(&text).map_err(|error| error.to_string())?;
         return Ok(Credentials::Jwt(text));
@@ -184,14 +184,14 @@ fn credentials(path: &Path, kind: Kind) -> Result<Credentials, String> {
     }
 }
 
-/// Whether it has the form of the seed of an nkey.
+/// Whether this has the form of the seed of an nkey.
 fn is_seed(text: &str) -> bool {
     text.len() == 58
         && text.starts_with('S')
         && text.bytes().all(|byte| matches!(byte, b'A'..=b'Z' | b'2'..=b'7'))
 }
 
-/// The text of a file that others must not be able to read.
+/// Reads a file that others must not be able to access.
 fn secret(path: &Path) -> Result<String, String> {
     outside::check_secret(path)?;
     outside::read_text(path)
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn servers_have_a_scheme_a_host_and_perhaps_a_port() {
+    fn addresses_of_servers() {
         assert_eq!(of("nats://a"), Ok((Kind::Nats, false, "a:4222".to_owned())));
         assert_eq!(of("tls://a:1, tls://[::1]:2"), Ok((Kind::Nats, true, "a:1 [::1]:2".to_owned())));
         assert_eq!(of("rediss://10.0.0.1/"), Ok((Kind::Redis, true, "10.0.0.1:6379".to_owned())));
@@ -265,7 +265,7 @@ mod tests {
             ("a", 0o604, "others can read this secret, mode 0604"),
             ("", 0o600, "a line with the user"),
             ("a\nb\nc\n", 0o600, "a line with the user"),
-            ("-----BEGIN NATS USER JWT-----", 0o600, "only NATS takes a JWT"),
+            ("-----BEGIN NATS USER JWT-----", 0o600, "only NATS accepts a JWT"),
         ] {
             let why = written(content, mode).unwrap_err();
             assert!(why.contains(expected), "{why}");
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn nats_takes_what_its_own_tools_write() {
+    fn credentials_of_nats() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("credentials");
         let text = format!("bus = 'nats://a'\nbus_credentials = '{}'\n", file.display());
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_is_shown_with_its_key() {
+    fn a_client_certificate_needs_its_key() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name).display().to_string();
         for name in ["one", "other"] {

@@ -321,7 +321,7 @@ mod tests {
         let root = |keys: &str| config(&pool_with(keys), &[]).map(|config| config.pools[1].clone());
         if !geteuid().is_root() {
             let error = root("user = 0").unwrap_err();
-            assert!(error.starts_with("w.conf:4: user = 0: expected to be root"), "{error}");
+            assert!(error.starts_with("w.conf:4: user = 0: needs root"), "{error}");
             return;
         }
         // An account that every system has, and that is the same everywhere.

@@ -252,7 +252,7 @@ fn pools_run_as_the_user_of_the_server_by_default() {
                 [pool.b]\ngroup = 9\n[pool.c]\nuser = 5\ngroup = 6\n";
     if !geteuid().is_root() {
         let error = config(text, &[]).unwrap_err();
-        assert!(error.starts_with("w.conf:1: user = 4_000_000_000: expected to be root"), "{error}");
+        assert!(error.starts_with("w.conf:1: user = 4_000_000_000: needs root"), "{error}");
         return;
     }
     let config = config(text, &[]).unwrap();
@@ -272,7 +272,7 @@ fn pools_run_as_the_user_of_the_server_by_default() {
 #[test]
 fn the_root_of_workers_has_what_they_need() {
     if !geteuid().is_root() {
-        assert!(config("", &["chroot=/"]).unwrap_err().contains("-o chroot=/: expected to be root"));
+        assert!(config("", &["chroot=/"]).unwrap_err().contains("-o chroot=/: needs root"));
         return;
     }
     let dir = tempfile::tempdir().unwrap();

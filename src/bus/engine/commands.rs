@@ -11,7 +11,7 @@ const BATCH: usize = 256;
 /// Bytes of messages taken at a time; the last one may exceed it.
 const BATCH_BYTES: usize = 256 * 1024;
 
-/// Memory of a message beside its payload; bytes.
+/// Memory of a message besides its payload; bytes.
 const COST: usize = 128;
 
 /// A topic, by scope and name.

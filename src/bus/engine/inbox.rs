@@ -17,7 +17,7 @@ use crate::proto::ws::utf8;
 /// Bytes of messages taken in one turn of the bus; the last one may exceed it.
 const TURN: usize = 256 * 1024;
 
-/// Memory of a message beside its payload; bytes.
+/// Memory of a message besides its payload; bytes.
 const COST: usize = 128;
 
 /// A message of another machine.

@@ -230,7 +230,7 @@ impl Session {
     fn failed(&mut self, why: &str) {
         self.failures = self.failures.saturating_add(1);
         match std::mem::replace(&mut self.is_logged, true) {
-            false => log::error!("bus: {why}; retrying, topics reach this machine only until then"),
+            false => log::error!("bus: {why}; retrying; topics are local to this machine until then"),
             true => log::debug!("bus: {why}"),
         }
     }

@@ -1,5 +1,5 @@
 
-// composer: what is to be sent: text, bytes in hexadecimal, or a file.
+// composer: the message to send: text, bytes in hexadecimal, or a file.
 
 const MOST_HISTORY = 50;
 const MOST_FILE = 64 * 1024 * 1024;
@@ -67,7 +67,7 @@ class Composer {
     this.check();
   }
 
-  // Says how much would be sent, or what is wrong.
+  // Shows the size of the message, or what is wrong.
   check() {
     const { note, send } = this.elements;
     let fault = "";

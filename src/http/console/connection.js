@@ -1,7 +1,7 @@
 
-// connection: one WebSocket at a time, what it counted, and what can be known about its end.
+// connection: one WebSocket at a time, its counters, and the reason for its end.
 
-const MOST_PENDING = 64; // sent messages that may still come back
+const MOST_PENDING = 64; // sent messages that may still be echoed
 const MOST_TIMES = 120; // round-trip times that are kept
 const LONGEST_PAUSE = 30_000;
 
@@ -82,7 +82,7 @@ class Connection {
     return this.state === "connecting" || this.state === "open";
   }
 
-  // Turns to another socket without waiting for the end of the present one.
+  // Abandons the present socket without waiting for its end.
   #leave() {
     if (this.openedAt !== undefined && this.closedAt === undefined) this.journal.event(`Left ${this.resource}`);
     const socket = this.socket;
@@ -123,7 +123,7 @@ class Connection {
     this.journal.message("received", data, size, rtt);
   }
 
-  // A message that comes back unchanged ends the wait of the oldest equal one.
+  // A received message is the echo of the oldest equal one that was sent.
   #roundTrip(data, now) {
     const at = this.pending.findIndex((sent) => sameData(sent.data, data));
     if (at < 0) return undefined;
@@ -165,7 +165,7 @@ function sameData(one, other) {
   return one.length === other.length && one.every((byte, at) => byte === other[at]);
 }
 
-// A browser keeps the reply to a failed handshake to itself; a plain request to the same place tells more.
+// A browser does not reveal the response to a failed handshake; that to a plain request tells more.
 async function explainFailure(resource, known) {
   let reply;
   try {

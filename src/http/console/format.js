@@ -1,5 +1,5 @@
 
-// format: how sizes, times, bytes and JSON look. Touches no element but those it makes.
+// format: formats sizes, times, bytes and JSON. Changes only elements that it makes.
 
 const utf8 = new TextEncoder();
 const wholeNumber = new Intl.NumberFormat("en");
@@ -51,7 +51,7 @@ function hexString(bytes) {
   return Array.from(bytes, hex).join("");
 }
 
-// Bytes written in hexadecimal: with or without spaces, commas, colons, 0x. Throws what is wrong.
+// Parses bytes in hexadecimal, with or without spaces, commas, colons, 0x.
 function parseHex(text) {
   const digits = text.replace(/0x|\\x/gi, " ").replace(/[\s,:;_-]+/g, "");
   const stray = digits.match(/[^0-9a-f]/i);

@@ -1,10 +1,10 @@
 
-// journal: the list of messages and events. Keeps the newest ones only, within the two bounds below, and
-// draws a little later, all at once: so drawing does not slow the answer to what was just sent.
+// journal: the list of messages and events. Keeps the newest ones within the two bounds below, and draws with a short
+// delay, so that drawing does not delay the reply to a message.
 
 const MOST_ENTRIES = 2000;
 const MOST_BYTES = 64 * 1024 * 1024;
-// Of one message; what is beyond is counted and not kept.
+// Of one message; the rest is counted, but not kept.
 const MOST_OF_ONE = 1024 * 1024;
 const PREVIEW = 1000;
 const PREVIEW_BYTES = 200;
@@ -90,7 +90,7 @@ class Journal {
     this.#focus(lines[lines.length - 1]);
   }
 
-  // One JSON object a line; what the filter hides is left out.
+  // One JSON object per line, without the messages that the filter hides.
   toJsonLines() {
     return this.entries.filter((entry) => this.#isShown(entry)).map((entry) => {
       const line = { time: entry.time.toISOString(), direction: entry.direction, type: entry.kind, size: entry.size };
@@ -109,7 +109,7 @@ class Journal {
     this.bytes += entry.cost;
     while (this.entries.length > MOST_ENTRIES || (this.bytes > MOST_BYTES && this.entries.length > 1)) this.#drop();
     if (!this.drawIsDue) {
-      // A page in the background gets no frames: the list is bounded all the same, and drawn on return.
+      // A page in the background gets no frames: it is drawn when it returns.
       this.drawIsDue = true;
       setTimeout(() => requestAnimationFrame(() => { this.drawIsDue = false; this.#draw(); }), DRAW_AFTER);
     }
@@ -140,7 +140,7 @@ class Journal {
     this.onChange();
   }
 
-  // For screen readers, and no faster than they could speak.
+  // For screen readers, no faster than they speak.
   #sayNewest() {
     const newest = this.entries.at(-1);
     const now = performance.now();
@@ -189,7 +189,7 @@ class Journal {
     if (act === "copy") {
       const text = entry.kind === "text" ? entry.data : hexString(entry.data);
       const said = (word) => { button.textContent = word; setTimeout(() => { button.textContent = "Copy"; }, 1500); };
-      // Outside of https and localhost there is no clipboard.
+      // The clipboard needs https or localhost.
       if (navigator.clipboard) navigator.clipboard.writeText(text).then(() => said("Copied"), () => said("Refused"));
       else said("Not allowed without https");
     }
@@ -256,7 +256,7 @@ function makeRow(entry, pretty) {
   return row;
 }
 
-// What a row shows of its message; with pretty, JSON indented.
+// Shows the beginning of a message in its row; if pretty, JSON is indented.
 function showPreview(row, pretty) {
   const { entry } = row;
   const isPretty = pretty && entry.data.length <= MOST_PRETTY && canPretty(entry);
@@ -281,7 +281,7 @@ function previewText(entry) {
   return entry.data.slice(0, PREVIEW).replace(/\r\n|\r|\n/g, "⏎").replace(/\t/g, "→");
 }
 
-// As many as fit: a dump takes 4 columns a byte and 14 more, of 7.6 pixels each.
+// As many as fit: a dump has 4 columns per byte and 14 more, of 7.6 pixels each.
 function bytesPerRow(list) {
   const columns = (list.clientWidth - 90) / 7.6;
   return [32, 16].find((count) => count * 4 + 14 <= columns) ?? 8;

@@ -1,12 +1,12 @@
 
-// main: joins the page's elements to the connection, the composer and the journal.
+// main: connects the page's elements with the connection, the composer and the journal.
 
 const $ = (id) => document.getElementById(id);
 const facts = JSON.parse($("facts").textContent);
 
 let figuresDue = false;
 
-// Once the page has drawn what changed: a message is sent when nothing keeps the browser from its answer.
+// Runs action after the next frame, so that drawing does not delay the reply to a message.
 function afterFrame(action) {
   requestAnimationFrame(() => setTimeout(action));
 }
@@ -63,7 +63,7 @@ function showConnection() {
   // For a narrow screen, where the form scrolls away.
   $("leave").hidden = !leaves;
   $("leave").textContent = $("connect").textContent;
-  $("empty-text").textContent = connection.canSend ? "Connected. Nothing has been said yet." : "Choose a resource and connect.";
+  $("empty-text").textContent = connection.canSend ? "Connected. No messages yet." : "Choose a resource and connect.";
   composer.setReady(connection.canSend);
   checkClose();
   const socket = connection.openedAt === undefined ? null : connection.socket;
@@ -123,7 +123,7 @@ function offered() {
   return $("protocols").value.split(",").map((name) => name.trim()).filter(Boolean);
 }
 
-// Adds a subprotocol to those that are offered, or takes it away.
+// Adds a subprotocol to the offered ones, or removes it.
 function offer(name) {
   const names = offered();
   $("protocols").value = (names.includes(name) ? names.filter((other) => other !== name) : [...names, name]).join(", ");
@@ -265,7 +265,7 @@ $("single-keys").addEventListener("change", () => remembered("single-keys", $("s
 
 // ---- start
 
-// The resource that the page's own address names after its #.
+// The resource in the fragment of the page's address.
 function fromAddress() {
   try {
     return decodeURI(location.hash.slice(1));
