@@ -201,8 +201,8 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
     }
     let admission = leak(Admission::new(Arc::clone(&config), addresses.join(pid, pool)));
     let threads: &ThreadHost = leak(ThreadHost::new(commands, registry, metrics, config.threads));
-    let host = leak(LoopHost { conns, handshakes: registry, current: &slot.call });
-    let handlers = leak(Handlers { services, tasks, posts, current: &slot.call, conns });
+    let host = leak(LoopHost { conns, handshakes: registry, current: slot.call });
+    let handlers = leak(Handlers { services, tasks, posts, current: slot.call, conns });
     let complaints = RefCell::default();
     let session = leak(Session { conns, handlers, threads, admission, complaints });
     let resources = routes.resources().map(|(path, number)| {
