@@ -62,7 +62,7 @@ impl Control {
         let (Some(number), Some(handler)) = (number, handler) else {
             return Err(format!("no handler serves {}: see wshd ctl status", resource.escape_debug()));
         };
-        let route = view.routes.handlers().get(usize::from(number));
+        let route = view.routes.get(number);
         let pool = route.map_or(0, |route| view.config.pool_of(&route.resource));
         let order = Command::Record { handler: number, longest, begun: now };
         let resource = resource.to_owned();

@@ -175,7 +175,7 @@ impl<'a> View<'a> {
     pub fn executes(&self, slot: usize, pid: i32, now: Instant) -> Option<Executes> {
         let record = self.scoreboard.slot(slot).filter(|record| record.pid() == pid)?;
         let (handler, callback, conn) = record.call.current()?;
-        let route = self.routes.handlers().get(usize::from(handler));
+        let route = self.routes.get(handler);
         Some(Executes {
             handler: route.map_or("?", |route| &route.name).to_owned(),
             resource: route.map_or("?", |route| &route.resource).to_owned(),
@@ -192,7 +192,7 @@ impl<'a> View<'a> {
 
     /// A handler by its number.
     pub fn handler(&self, number: u16) -> Option<Handler> {
-        let route = self.routes.handlers().get(usize::from(number))?;
+        let route = self.routes.get(number)?;
         let resources = self.routes.resources().filter(|(_, handler)| *handler == number);
         let pool = self.config.pools.get(self.config.pool_of(&route.resource));
         let counters = self.counters.total(self.counters.entry_of(&route.resource));

@@ -118,6 +118,11 @@ impl Routes {
         Some(Self { handlers, resources, has_prefixes: self.has_prefixes })
     }
 
+    /// The handler of this number.
+    pub fn get(&self, handler: u16) -> Option<&Route> {
+        self.handlers.get(usize::from(handler))
+    }
+
     /// All handlers, by number, also those that are retired.
     pub fn handlers(&self) -> &[Route] {
         &self.handlers

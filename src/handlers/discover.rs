@@ -201,7 +201,7 @@ fn read_map(path: &Path) -> Result<Vec<Alias>, DiscoverError> {
 /// Why what is configured for this resource has no effect.
 fn out_of_use(resource: &str, routes: &Routes) -> Option<String> {
     let Some(number) = routes.find(resource) else { return Some("no handler serves it".to_owned()) };
-    let first = routes.handlers().get(usize::from(number)).map(|route| route.resource.as_str());
+    let first = routes.get(number).map(|route| route.resource.as_str());
     first.filter(|first| *first != resource).map(|first| format!("it is another name of {first}"))
 }
 

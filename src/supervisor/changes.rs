@@ -41,7 +41,7 @@ impl Changes {
 /// Each resource with the file that serves it.
 fn resources(routes: &Routes) -> BTreeMap<&str, (&Path, Stamp)> {
     let with_file = |(resource, number): (_, u16)| {
-        let route = routes.handlers().get(usize::from(number))?;
+        let route = routes.get(number)?;
         Some((resource, (route.file.as_path(), route.stamp)))
     };
     routes.resources().filter_map(with_file).collect()

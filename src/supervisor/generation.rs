@@ -101,7 +101,7 @@ impl Generation {
 
     /// The same with a pool of its own for a handler that is suspected. None: it cannot have one.
     pub fn with_isolated(&self, handler: u16) -> Option<io::Result<Self>> {
-        let route = self.routes.handlers().get(usize::from(handler)).filter(|route| !route.retired)?;
+        let route = self.routes.get(handler).filter(|route| !route.retired)?;
         let before = self.config.pool_of(&route.resource);
         let template = self.config.pools.get(before).filter(|pool| pool.children.is_none())?;
         if self.is_alone(handler) || self.isolated.len() >= MOST_ISOLATED {
@@ -126,7 +126,7 @@ impl Generation {
     /// Whether no other handler is served in the pool of this one.
     pub fn is_alone(&self, handler: u16) -> bool {
         let pool = |route: &Route| self.config.pool_of(&route.resource);
-        let ours = self.routes.handlers().get(usize::from(handler)).map(pool);
+        let ours = self.routes.get(handler).map(pool);
         self.routes.in_service().filter(|(_, route)| Some(pool(route)) == ours).count() == 1
     }
 
@@ -258,7 +258,7 @@ impl Generation {
     /// All resources, with what they are other names of and the pool that serves them.
     fn resources(&self) -> Vec<(String, String, usize)> {
         let named = |(resource, number): (&str, u16)| {
-            let route = self.routes.handlers().get(usize::from(number))?;
+            let route = self.routes.get(number)?;
             Some((resource.to_owned(), route.resource.clone(), self.config.pool_of(&route.resource)))
         };
         self.routes.resources().filter_map(named).collect()

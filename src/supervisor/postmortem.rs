@@ -85,7 +85,7 @@ impl Supervisor {
         let Generation { config, routes, .. } = self.rolling.of_standbys().unwrap_or(&self.generation);
         let pool = usize::from(self.place_of(slot).pool);
         handler.filter(|handler| {
-            let route = routes.handlers().get(usize::from(*handler));
+            let route = routes.get(*handler);
             route.is_some_and(|route| config.pool_of(&route.resource) == pool)
         })
     }
@@ -199,7 +199,7 @@ impl Supervisor {
     ) -> String {
         self.count_death(slot, cause, handler);
         let worker = self.name(slot);
-        let route = handler.and_then(|handler| self.generation.routes.handlers().get(usize::from(handler)));
+        let route = handler.and_then(|handler| self.generation.routes.get(handler));
         let death =
             Death { worker: &worker, pid: pid.as_raw(), cause, handler: route, callback, conn, facts };
         let line = death.line();
@@ -244,7 +244,7 @@ impl Supervisor {
         }
         self.breaker(handler).inspect(|breaker| breaker.open(Instant::NEVER));
         self.count_handler(handler, |entry| entry.quarantines.add(1));
-        let Some(route) = self.generation.routes.handlers().get(usize::from(handler)) else { return };
+        let Some(route) = self.generation.routes.get(handler) else { return };
         log::error!(
             "{}: workers die in it at their start; not loaded until a reload or \"wshd ctl quarantine {1} off\", {1} \
              answers 503",
@@ -302,7 +302,7 @@ impl Supervisor {
             Some(Err(error)) => return log::error!("cannot isolate a suspected handler: {error}"),
             Some(Ok(generation)) => generation,
         };
-        if let Some(route) = generation.routes.handlers().get(usize::from(handler)) {
+        if let Some(route) = generation.routes.get(handler) {
             let pool = generation.config.pools.get(generation.config.pool_of(&route.resource));
             log::warn!(
                 "{}: suspected, workers die in no handler and it ran last: served in a pool of its own, {}, until a reload",
@@ -315,7 +315,7 @@ impl Supervisor {
 
     /// Whether a handler is served.
     pub(super) fn breaker(&self, handler: u16) -> Option<CircuitBreaker> {
-        let route = self.generation.routes.handlers().get(usize::from(handler))?;
+        let route = self.generation.routes.get(handler)?;
         self.shared.breakers.get(self.generation.config.pool_of(&route.resource), handler)
     }
 
@@ -326,7 +326,7 @@ impl Supervisor {
     fn open_breaker(&self, handler: u16, now: Instant, Verdict { time, .. }: Verdict, why: &str) {
         self.breaker(handler).inspect(|breaker| breaker.open(now + time));
         self.count_handler(handler, |entry| entry.quarantines.add(1));
-        if let Some(route) = self.generation.routes.handlers().get(usize::from(handler)) {
+        if let Some(route) = self.generation.routes.get(handler) {
             log::warn!("{}: {why}: quarantined, {} answers 503 for {time:?}", route.name, route.resource);
         }
     }

@@ -80,8 +80,7 @@ impl Supervisor {
         let is_reread = generation.is_reread(&self.generation);
         changed.extend(self.postmortem.quarantine.not_starting().filter(|_| is_reread).filter_map(
             |handler| {
-                let route =
-                    generation.routes.handlers().get(usize::from(handler)).filter(|route| !route.retired)?;
+                let route = generation.routes.get(handler).filter(|route| !route.retired)?;
                 Some(generation.config.pool_of(&route.resource))
             },
         ));
@@ -137,7 +136,7 @@ impl Supervisor {
     fn lift_quarantines_of_changed(&mut self, new: &Generation) {
         let old = Arc::clone(&self.generation.routes);
         for (number, route) in new.routes.in_service() {
-            let Some(before) = old.handlers().get(usize::from(number)) else { continue };
+            let Some(before) = old.get(number) else { continue };
             let is_changed = (&before.file, before.stamp) != (&route.file, route.stamp);
             if is_changed || self.postmortem.quarantine.does_not_start(number) {
                 self.forgive(number);

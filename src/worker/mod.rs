@@ -206,7 +206,7 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
     let complaints = RefCell::default();
     let session = leak(Session { conns, handlers, threads, admission, complaints });
     let resources = routes.resources().map(|(path, number)| {
-        let route = routes.handlers().get(usize::from(number));
+        let route = routes.get(number);
         http::Resource {
             path: path.to_owned(),
             protocols: route.map_or(Vec::new(), |route| route.protocols.clone()),

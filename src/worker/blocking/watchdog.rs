@@ -191,7 +191,7 @@ impl Watchdog {
     }
 
     fn kill_hung(&self, thread: Pid, handler: u16, conn: u64, place: &str, what: &str, time: Duration) {
-        let name = self.routes.handlers().get(usize::from(handler)).map_or("a handler", |route| &route.name);
+        let name = self.routes.get(handler).map_or("a handler", |route| &route.name);
         let ms = time.as_millis();
         log::error!("{name}: {place} for connection {conn:x} {what} for {ms} ms; killing the worker");
         traps::kill_hung(thread, conn);

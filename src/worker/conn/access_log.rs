@@ -241,8 +241,7 @@ impl AccessLog {
         (details, reply_bytes): (&Details, Option<u64>),
     ) {
         let path = resource.and_then(|resource| resource.split('?').next()).unwrap_or_default();
-        let route =
-            self.routes.find(path).and_then(|handler| self.routes.handlers().get(usize::from(handler)));
+        let route = self.routes.find(path).and_then(|handler| self.routes.get(handler));
         let level = route.and_then(|route| self.config.handler(&route.resource).log_level);
         if level.is_some_and(|level| level > Level::Info) {
             return;

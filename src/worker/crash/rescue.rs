@@ -104,7 +104,7 @@ pub fn handler_name(conn: u64) -> &'static str {
     let context = unsafe { CONTEXT.load(Ordering::Acquire).as_ref() }.filter(|_| conn != 0);
     let route = context.and_then(|context| {
         let record = context.record(conn as u32 as usize)?;
-        context.routes.handlers().get(usize::from(record.handler))
+        context.routes.get(record.handler)
     });
     route.map_or("a handler", |route| &route.name)
 }

@@ -153,7 +153,7 @@ impl Handshakes {
     /// The policy of this handler, or of what is served without one.
     pub fn policy_of(&self, handler: Option<u16>) -> Option<&Policy> {
         let authentication = &self.conns.config.authentication;
-        let route = handler.and_then(|handler| self.conns.routes.handlers().get(usize::from(handler)));
+        let route = handler.and_then(|handler| self.conns.routes.get(handler));
         route
             .map_or(authentication.all.as_ref(), |route| authentication.of(&route.resource))
             .map(|policy| &**policy)

@@ -168,12 +168,12 @@ impl Handlers {
 
     /// The pool that serves a handler.
     pub fn pool_of(&self, handler: u16) -> usize {
-        let route = self.conns.routes.handlers().get(usize::from(handler));
+        let route = self.conns.routes.get(handler);
         route.map_or(0, |route| self.conns.config.pool_of(&route.resource))
     }
 
     pub fn handler_name(&self, handler: u16) -> &str {
-        self.conns.routes.handlers().get(usize::from(handler)).map_or("a handler", |route| &route.name)
+        self.conns.routes.get(handler).map_or("a handler", |route| &route.name)
     }
 
     /// Calls a callback about a connection, if the handler has it.

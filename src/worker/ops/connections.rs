@@ -105,7 +105,7 @@ fn entry<'a>(conns: &'a Conns, core: &'a mut Core, id: u64, worker: &'a str) -> 
         Phase::Open(_) => ("open", Some(conn.handler), Some(resource), protocol),
         Phase::Linger(_) => ("ended", None, None, None),
     };
-    let route = handler.and_then(|handler| conns.routes.handlers().get(usize::from(handler)));
+    let route = handler.and_then(|handler| conns.routes.get(handler));
     Some(Connection {
         id: Id { pid: conns.presence.pid, conn: id }.to_string().into(),
         worker: worker.into(),

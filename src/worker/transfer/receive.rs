@@ -171,8 +171,7 @@ impl Transfer {
             return None;
         };
         self.conns.put_unsent(id, entry.unsent);
-        let Some(route) = handler.and_then(|handler| self.conns.routes.handlers().get(usize::from(handler)))
-        else {
+        let Some(route) = handler.and_then(|handler| self.conns.routes.get(handler)) else {
             self.close_arrived(id, NO_HANDLER, 1001);
             return None;
         };
