@@ -30,7 +30,7 @@ impl Worker {
     /// Once in a second: takes what waits although nobody was woken for it (see [`crate::worker::listen::acceptor`]),
     /// and tells the supervisor if this worker cannot.
     pub fn look_for_connections(&self) {
-        if !self.acceptor.is_poll_due(self.conns.life.turn().instant()) {
+        if !self.acceptor.is_poll_due(self.conns.now()) {
             return;
         }
         if self.descriptors.check() {

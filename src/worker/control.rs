@@ -137,7 +137,7 @@ impl Worker {
         self.transfer.end_migration();
         self.acceptor.close();
         self.conns.presence.slot.set_state(State::Stopping);
-        self.conns.life.stop_at.set(Some(self.conns.life.turn().instant() + self.conns.config.stop_timeout));
+        self.conns.life.stop_at.set(Some(self.conns.now() + self.conns.config.stop_timeout));
         self.conns.life.request_chores();
         self.transfer.empty_inbox();
         // What threads were told WS_OK for goes out before the Close frames.
@@ -167,7 +167,7 @@ impl Worker {
         // Connections of a crashed worker may still arrive and have to be closed.
         let arriving = self.conns.presence.slot.crash.is_sending();
         self.transfer.empty_inbox();
-        is_empty() && !arriving || self.conns.life.turn().instant() >= at
+        is_empty() && !arriving || self.conns.now() >= at
     }
 
     /// Calls on_worker_stop of all handlers.

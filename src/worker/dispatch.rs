@@ -66,7 +66,7 @@ impl Worker {
             };
             let share = || conn.open().map(|open| open.share()).unwrap_or_default();
             if core.receive_budget.has_to_wait(id, share) {
-                conn.set_pause(Pause::Memory, true, self.conns.life.turn().instant());
+                conn.set_pause(Pause::Memory, true, self.conns.now());
                 self.conns.watch_conn(id, conn);
             }
             if conn.is_paused() {
@@ -139,7 +139,7 @@ impl Worker {
             return;
         }
         let begun = clock::now();
-        let until = begun + begun.since(self.conns.life.turn().instant()).clamp(SHARE, MOST_SHARE);
+        let until = begun + begun.since(self.conns.now()).clamp(SHARE, MOST_SHARE);
         for _ in 0..waiting {
             let Some(id) = self.conns.core.borrow_mut().turns.pop() else { return };
             rescue::begin_work();
@@ -182,7 +182,7 @@ impl Worker {
 
     pub fn deadlines(&self) {
         loop {
-            let due = self.conns.core.borrow_mut().timers.due(self.conns.life.turn().instant());
+            let due = self.conns.core.borrow_mut().timers.due(self.conns.now());
             let Some((at, slot)) = due else { return };
             rescue::begin_work();
             if let Some(id) = self.conns.come_up(at, slot) {
@@ -204,7 +204,7 @@ impl Worker {
         let known = self.conns.core.borrow_mut().table.get(id).map(|conn| (is_open(conn), conn.deadline()));
         match known {
             Some((true, _)) => self.session.on_deadline(id),
-            Some((false, by)) if by <= self.conns.life.turn().instant() => self.handshakes.timed_out(id),
+            Some((false, by)) if by <= self.conns.now() => self.handshakes.timed_out(id),
             _ => {}
         }
     }

@@ -18,7 +18,7 @@ impl Worker {
         if self.conns.life.is_stopping() {
             return None;
         }
-        let now = self.conns.life.turn().instant();
+        let now = self.conns.now();
         let mut spread = self.spread.take().unwrap_or_else(|| {
             let ids = self.conns.ids();
             ids.iter().for_each(|id| self.transfer.drain(*id));

@@ -115,7 +115,7 @@ impl Worker {
         self.conns.metrics.lane.present().threads.set(self.session.threads.running().into());
         self.session.settle();
         self.handshakes.watch_probes();
-        let now = self.conns.life.turn().instant();
+        let now = self.conns.now();
         traps::check_signals(now);
         let may_leave = self.may_leave();
         let arriving = self.conns.life.is_stopping() && self.conns.presence.slot.crash.is_sending();
@@ -143,7 +143,7 @@ impl Worker {
             core.timers.next().unwrap_or(Instant::NEVER)
         };
         let next = next.min(self.conns.life.chores_at()).min(self.handlers.tasks.next_timer());
-        let mut left = next.since(self.conns.life.turn().instant());
+        let mut left = next.since(self.conns.now());
         // The turn has taken time, which counts if the deadline is near.
         if left < NEAR {
             left = next.since(clock::now());

@@ -55,7 +55,7 @@ impl Conns {
         if self.is_full(id, conn, record) {
             return Sharing::Full;
         }
-        let now = self.life.turn().instant();
+        let now = self.now();
         let Phase::Open(open) = &mut conn.phase else { return Sharing::Gone };
         if open.over {
             return Sharing::Gone;

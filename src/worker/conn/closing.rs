@@ -102,7 +102,7 @@ impl Conns {
                 && conn.socket.shutdown(Shutdown::Write).is_ok()
             {
                 record.forget_head(); // it goes with the phase
-                conn.phase = Phase::Linger(self.life.turn().instant() + LINGER);
+                conn.phase = Phase::Linger(self.now() + LINGER);
                 conn.clear_pauses();
                 self.watch_conn(id, conn);
                 return self.arm_conn(id, conn, &mut core.timers);
@@ -170,7 +170,7 @@ impl Conns {
         let handler = self.core.borrow_mut().table.get(id).map_or(NO_HANDLER, |conn| conn.handler);
         let limit = self.settings(handler).limits.close_deadline / 10 * 9;
         let limit = if self.life.is_stopping() { limit.min(self.config.stop_timeout / 2) } else { limit };
-        let by = self.life.turn().instant() + limit;
+        let by = self.now() + limit;
         self.with_open(id, |_, open| open.extra().last_call = Some((last_call, by)));
         self.arm(id);
     }
@@ -207,7 +207,7 @@ impl Conns {
         let core = &mut *self.core.borrow_mut();
         let (conn, record) = core.table.both(id)?;
         record.pin();
-        let (now, limits) = (self.life.turn().instant(), &self.settings(conn.handler).limits);
+        let (now, limits) = (self.now(), &self.settings(conn.handler).limits);
         let protocol = conn.protocol(now, limits, &mut core.codecs, &mut core.queue_pool);
         protocol.map(|(open, mut io)| f(open, &mut io))
     }

@@ -151,7 +151,7 @@ impl Conns {
             return None;
         };
         let (conn, record) = core.table.both(id)?;
-        conn.since = self.life.turn().instant().seconds();
+        conn.since = self.now().seconds();
         if let Err(error) = self.poll.add_conn(&conn.socket, id, conn.watched) {
             log::error!("a connection was dropped: cannot watch its socket: {error}");
             core.table.remove(id);
@@ -162,7 +162,7 @@ impl Conns {
         record.fd = conn.socket.as_raw_fd();
         record.seal();
         record.cut();
-        self.access_log.begin(id, self.life.turn().instant());
+        self.access_log.begin(id, self.now());
         Some(id)
     }
 
@@ -187,6 +187,12 @@ impl Conns {
             // It may have been the last one that this worker has waited for.
             self.life.request_chores();
         }
+    }
+
+    /// The time of the event loop's present turn.
+    #[inline]
+    pub fn now(&self) -> Instant {
+        self.life.turn().instant()
     }
 
     pub fn len(&self) -> u32 {
@@ -263,7 +269,7 @@ impl Conns {
 
     fn arm_anew(&self, id: u64, conn: &mut Conn, timers: &mut Timers) {
         let deadline = conn.next_deadline(&self.settings(conn.handler).limits, self.stall_time(conn.handler));
-        let at = Tick::from(deadline.max(self.life.turn().instant() + SOON));
+        let at = Tick::from(deadline.max(self.now() + SOON));
         if at < conn.timer_at {
             conn.timer_at = at;
             timers.enter(at, id as u32);
@@ -297,7 +303,7 @@ impl Conns {
         if self.access_log.is_on()
             && let Some(record) = self.core.borrow_mut().table.record(id)
         {
-            write(&self.access_log, record, self.life.turn().instant());
+            write(&self.access_log, record, self.now());
         }
     }
 }

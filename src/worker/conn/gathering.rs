@@ -81,7 +81,7 @@ impl Conns {
         conn.dirty = false;
         let ids = &mut core.gathered.ids;
         ids.push(id);
-        let is_late = || clock::now() > self.life.turn().instant() + TIME;
+        let is_late = || clock::now() > self.now() + TIME;
         Some(ids.len() >= CONNECTIONS || ids.len().is_multiple_of(LOOK) && is_late())
     }
 

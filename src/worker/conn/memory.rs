@@ -43,7 +43,7 @@ impl Conns {
     /// connection is closed.
     #[inline(never)]
     pub fn count_share(&self, id: u64) {
-        let now = self.life.turn().instant();
+        let now = self.now();
         let verdict = {
             let core = &mut *self.core.borrow_mut();
             let Some(open) = core.table.get(id).and_then(Conn::open) else { return };
@@ -68,7 +68,7 @@ impl Conns {
         let core = &mut *self.core.borrow_mut();
         let counted = core.table.get(id).and_then(Conn::open).and_then(Open::take_counted);
         let Some((share, mut holding)) = counted else { return };
-        let now = self.life.turn().instant();
+        let now = self.now();
         core.receive_budget.release(id, share, now);
         core.contexts.update(id, &mut holding, 0, now);
         self.metrics.lane.present().receiving.set(core.receive_budget.sum() as u64);
@@ -77,7 +77,7 @@ impl Conns {
     /// Once a heartbeat, and when memory was released that others wait for: connections for which there is memory again go
     /// on, the oldest that others have waited for too long is closed, and memory that is free goes back to the system.
     pub fn trim_memory(&self) {
-        let now = self.life.turn().instant();
+        let now = self.now();
         let (released, overdue, is_trim_due) = {
             let core = &mut *self.core.borrow_mut();
             core.drop_surplus_contexts(now);

@@ -23,7 +23,7 @@ impl Conns {
         let writable = {
             let core = &mut *self.core.borrow_mut();
             let Some((conn, record, unsent)) = core.table.all(id) else { return };
-            let now = self.life.turn().instant();
+            let now = self.now();
             conn.dirty = false;
             let (mut progress, mut left) = (false, 0);
             if let Some(queue) = &conn.queue {
@@ -178,7 +178,7 @@ impl Conns {
             record.cut();
             record.forget_head();
             let file = write(conn.handler, conn.queue.get_or_insert_with(|| core.queue_pool.take()).tail());
-            let by = self.life.turn().instant() + self.config.handshake_timeout;
+            let by = self.now() + self.config.handshake_timeout;
             conn.phase = Phase::Reply(file, by);
             conn.dirty = true;
             core.dirty.push(id);

@@ -9,14 +9,14 @@ impl Conns {
     pub fn pause(&self, id: u64, reason: Pause) {
         let core = &mut *self.core.borrow_mut();
         let Some(conn) = core.table.get(id) else { return };
-        conn.set_pause(reason, true, self.life.turn().instant());
+        conn.set_pause(reason, true, self.now());
         self.watch_conn(id, conn);
     }
 
     pub fn resume(&self, id: u64, reason: Pause) {
         let core = &mut *self.core.borrow_mut();
         let Some(conn) = core.table.get(id) else { return };
-        if conn.set_pause(reason, false, self.life.turn().instant()) {
+        if conn.set_pause(reason, false, self.now()) {
             self.watch_conn(id, conn);
             if conn.has_unread() {
                 core.turns.join(id, conn);
@@ -47,7 +47,7 @@ impl Conns {
         let Some(conn) = core.table.get(id) else { return };
         if let Some(open) = conn.open().filter(|open| !open.over) {
             open.set_unread(rest.into());
-            conn.set_pause(Pause::Slice, true, self.life.turn().instant());
+            conn.set_pause(Pause::Slice, true, self.now());
             core.turns.join(id, conn);
         }
     }

@@ -152,7 +152,7 @@ impl Conns {
     /// A connection is open here, perhaps after it was open in another process.
     pub fn record_open(&self, id: u64) {
         let is_resumed = self.core.borrow_mut().table.record(id).is_some_and(|record| record.is_resumed());
-        let now = self.life.turn().instant();
+        let now = self.now();
         let is_written = |recording: &mut Recording| match recording.moved.replace(now) {
             Some(before) => now.since(before) < ONE_MOVE,
             None => false,
@@ -173,7 +173,7 @@ impl Conns {
                 known.lost
             ));
         }
-        let time = self.life.turn().instant().since(known.begun);
+        let time = self.now().since(known.begun);
         if time >= known.written + TICK {
             known.written = time;
             script.at(time);

@@ -87,7 +87,7 @@ impl Conns {
             none => none.insert(core.queue_pool.take()),
         };
         let has_room = bytes.len() < LARGE && queue.len() < self.commands.watermarks.floor();
-        let now = self.life.turn().instant();
+        let now = self.now();
         if !has_room || open.over || !open.proto.send_whole(kind, bytes, trusted, now, queue.tail()) {
             return false;
         }
@@ -164,8 +164,7 @@ impl Conns {
             return Err(WS_E_FULL);
         }
         let limits = &self.settings(conn.handler).limits;
-        let protocol =
-            conn.protocol(self.life.turn().instant(), limits, &mut core.codecs, &mut core.queue_pool);
+        let protocol = conn.protocol(self.now(), limits, &mut core.codecs, &mut core.queue_pool);
         let (open, mut io) = protocol.filter(|(open, _)| !open.over).ok_or(WS_E_GONE)?;
         let counters = open.counted.counters();
         let sent = send(&mut open.proto, &mut io).map_err(send_result);
@@ -174,7 +173,7 @@ impl Conns {
             core.mark_dirty(id);
         }
         if has_context {
-            core.count_context(id, self.life.turn().instant());
+            core.count_context(id, self.now());
         }
         sent.map(|sent| (sent, counters))
     }

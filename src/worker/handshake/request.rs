@@ -66,7 +66,7 @@ impl Handshakes {
             self.conns.presence.release();
             return None;
         }
-        let deadline = self.conns.life.turn().instant() + self.conns.config.handshake_timeout;
+        let deadline = self.conns.now() + self.conns.config.handshake_timeout;
         self.conns.add(Conn::new(socket, deadline))
     }
 
@@ -165,7 +165,7 @@ impl Handshakes {
         // For handlers of this pool `begin` asks the breaker, and may let a probe through.
         let pool = self.handlers.pool_of(handler);
         let breaker = self.breakers.get(pool, handler);
-        match breaker.and_then(|breaker| breaker.refusal(self.conns.life.turn().instant())) {
+        match breaker.and_then(|breaker| breaker.refusal(self.conns.now())) {
             Some(seconds) if pool != self.conns.presence.pool => Err(quarantined(seconds).into()),
             _ => Ok(handler),
         }
@@ -226,7 +226,7 @@ impl Handshakes {
             let channel = beginning.as_ref().map(|beginning| Arc::clone(&beginning.channel));
             let unread = (!rest.is_empty()).then(|| rest.into());
             conn.phase = Phase::Opening(Arc::clone(&handshake), channel, unread, conn.deadline());
-            conn.set_pause(Pause::Handshake, true, self.conns.life.turn().instant());
+            conn.set_pause(Pause::Handshake, true, self.conns.now());
             beginning
         };
         if self.conns.recorder.records(handler) {

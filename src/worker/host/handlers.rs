@@ -132,7 +132,7 @@ impl Handlers {
     /// Runs their timers that have expired.
     #[inline]
     pub fn run_timers(&self) {
-        if self.tasks.next_timer() <= self.conns.life.turn().instant() {
+        if self.tasks.next_timer() <= self.conns.now() {
             self.run_expired();
         }
     }
@@ -140,7 +140,7 @@ impl Handlers {
     #[cold]
     fn run_expired(&self) {
         // One by one: a callback may clear the next one.
-        while let Some((handler, task)) = self.tasks.pop_timer(self.conns.life.turn().instant()) {
+        while let Some((handler, task)) = self.tasks.pop_timer(self.conns.now()) {
             self.run_task(handler, task);
         }
     }
@@ -199,7 +199,7 @@ impl Handlers {
         let core = &mut *self.conns.core.borrow_mut();
         let known = core.table.both(id).map(|(conn, record)| (conn.handler, record.peer));
         let (handler, peer) = known.unzip();
-        self.current.set_current(id, peer.unwrap_or_default(), self.conns.life.turn().instant());
+        self.current.set_current(id, peer.unwrap_or_default(), self.conns.now());
         handler
     }
 

@@ -116,7 +116,7 @@ fn entry<'a>(conns: &'a Conns, core: &'a mut Core, id: u64, worker: &'a str) -> 
         user,
         protocol,
         compressed: phase != "request" && deflate != 0,
-        age: seconds(conns.life.turn().instant().since(Instant::from_seconds(conn.since))),
+        age: seconds(conns.now().since(Instant::from_seconds(conn.since))),
         queued: conn.queued() as u64,
     })
 }

@@ -64,7 +64,7 @@ impl Session {
     /// Handles the deadline of an open connection: its handler's timers, an overdue answer to the peer's Close, and the
     /// deadlines of the protocol.
     pub fn on_deadline(&self, id: u64) {
-        let now = self.conns.life.turn().instant();
+        let now = self.conns.now();
         // One by one: a callback may clear the next one.
         while let Some((handler, Some(task))) =
             self.conns.with_open(id, |handler, open| (handler, open.pop_timer(now)))
@@ -79,7 +79,7 @@ impl Session {
     }
 
     fn protocol_deadline(&self, id: u64) {
-        let now = self.conns.life.turn().instant();
+        let now = self.conns.now();
         self.conns.core.borrow_mut().mark_dirty(id);
         let due =
             self.conns.with_protocol(id, |open, io| (open.proto.on_deadline(io), open.channel().is_some()));

@@ -36,7 +36,7 @@ impl Session {
             let core = &mut *self.conns.core.borrow_mut();
             let Some((conn, record)) = core.table.both(id) else { return true };
             record.pin();
-            conn.set_pause(Pause::Slice, false, self.conns.life.turn().instant());
+            conn.set_pause(Pause::Slice, false, self.conns.now());
             if conn.is_paused() {
                 return true;
             }
@@ -58,7 +58,7 @@ impl Session {
     pub fn process(&self, id: u64, buffer: &mut [u8], count: usize, begun: Option<Instant>) {
         let Some(to) = self.target(id) else { return };
         let limits = &self.conns.settings(to.handler).limits;
-        let now = self.conns.life.turn().instant();
+        let now = self.conns.now();
         let mut slice = Slice::new(begun);
         let mut at = 0;
         let mut is_share_stale = false;
@@ -187,7 +187,7 @@ impl Session {
 
     /// Logs that a peer does not keep to the protocol, if that peer was not complained about too often.
     fn complain(&self, id: u64, why: impl Display, code: u16) {
-        let (peer, now) = (self.conns.peer(id), self.conns.life.turn().instant());
+        let (peer, now) = (self.conns.peer(id), self.conns.now());
         let Some(left_out) = self.complaints.borrow_mut().admit(peer.map(|peer| peer.ip()), now) else {
             return;
         };
@@ -301,7 +301,7 @@ impl Session {
 
     #[inline(never)]
     fn exceeds_rate(&self, id: u64, is_first: bool, size: usize) -> bool {
-        let now = self.conns.life.turn().instant();
+        let now = self.conns.now();
         let admits =
             |open: &mut Open| open.extra().pace.as_mut().is_none_or(|pace| pace.admits(is_first, size, now));
         if self.conns.with_open(id, |_, open| admits(open)).unwrap_or(true) {

@@ -42,7 +42,7 @@ impl Session {
         {
             let core = &mut *self.conns.core.borrow_mut();
             let Some((conn, record)) = core.table.both(id) else { return };
-            let now = self.conns.life.turn().instant();
+            let now = self.conns.now();
             let proto = Connection::new(now, record.codec(), is_stream);
             let mut open = Open::new(proto, OpenCount::new(self.conns.metrics.of(handler)));
             open.silent = silent;

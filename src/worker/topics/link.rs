@@ -109,7 +109,7 @@ impl Link {
     fn serve_used(&self) -> bool {
         self.forget_gone();
         if self.connected.borrow().is_none() {
-            if self.conns.life.turn().instant() >= self.retry_at.get() {
+            if self.conns.now() >= self.retry_at.get() {
                 self.connect();
             }
             self.conns.life.request_chores(); // the next attempt
@@ -123,7 +123,7 @@ impl Link {
     // ----------------------------------------------------------- connecting
 
     fn connect(&self) {
-        self.retry_at.set(self.conns.life.turn().instant() + RETRY);
+        self.retry_at.set(self.conns.now() + RETRY);
         match self.try_connect() {
             Ok(()) => {
                 if let Err(error) = self.control.send_report(Report::Topics) {
@@ -294,7 +294,7 @@ impl Link {
                 Next::Nothing => return false,
                 Next::Ended => {
                     self.disconnect();
-                    if self.conns.life.turn().instant() >= self.retry_at.get() {
+                    if self.conns.now() >= self.retry_at.get() {
                         self.connect();
                     }
                     return false;

@@ -86,7 +86,7 @@ impl Transfer {
         detaching
             .retain(|detached| self.conns.with_open(detached.conn, |_, open| is_serving(open)) == Some(true));
         self.detaching.borrow_mut().append(&mut detaching);
-        (!self.detaching.borrow().is_empty()).then(|| self.conns.life.turn().instant() + AGAIN)
+        (!self.detaching.borrow().is_empty()).then(|| self.conns.now() + AGAIN)
     }
 
     fn is_detached(&self, id: u64) -> bool {

@@ -20,7 +20,7 @@ impl Transfer {
                 peer: record.peer.address(),
                 user: asked.user.as_ref().map(|user| user.name().to_owned()),
                 resource: asked.resource.clone(),
-                at: self.conns.life.turn().instant().as_nanos(),
+                at: self.conns.now().as_nanos(),
             };
             let to = self.cgi.as_ref().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound));
             to.and_then(|to| {

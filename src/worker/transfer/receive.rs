@@ -127,7 +127,7 @@ impl Transfer {
             }
             Purpose::Linger => {
                 let mut conn = Conn::new(socket, Instant::NEVER);
-                conn.phase = Phase::Linger(self.conns.life.turn().instant() + LINGER);
+                conn.phase = Phase::Linger(self.conns.now() + LINGER);
                 if let Some(id) = self.conns.add(conn) {
                     if let Some(record) = self.conns.core.borrow_mut().table.record(id) {
                         // For the access log. Of one that pointed to more nothing is known.

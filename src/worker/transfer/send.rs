@@ -140,7 +140,7 @@ impl Transfer {
 
     /// Begins to leave: connections go to this inbox; those that cannot are closed in the time that their handlers have.
     pub fn begin_leaving(&self, tx: Option<Rc<OwnedFd>>, to: Option<Slot>) {
-        let pacing = Pacing::new(self.conns.life.turn().instant());
+        let pacing = Pacing::new(self.conns.now());
         let leaving = Leaving { tx: None, to: None, pacing, told: HashSet::new(), empty_since: None };
         self.leaving.replace(Some(leaving));
         self.redirect(tx, to);
@@ -165,7 +165,7 @@ impl Transfer {
         if self.conns.len() > 0 {
             return false; // some have arrived in the same turn, and go on at the next look
         }
-        let is_late = self.conns.life.turn().instant() >= since + self.conns.config.stop_timeout;
+        let is_late = self.conns.now() >= since + self.conns.config.stop_timeout;
         !self.conns.presence.slot.crash.is_sending() && (self.session.threads.running() == 0 || is_late)
     }
 
@@ -205,7 +205,7 @@ impl Transfer {
     /// Hands over what has become movable; what has not is closed with 1012 when its time is over. Looks at all
     /// connections now and then only: a turn of the loop costs no more for those that are left. Returns when to go on.
     pub fn migrate_more(&self) -> Option<Instant> {
-        let now = self.conns.life.turn().instant();
+        let now = self.conns.now();
         let is_look_due = match self.leaving.borrow_mut().as_mut() {
             Some(leaving) => leaving.pacing.take_look(now),
             None => return None,
@@ -249,7 +249,7 @@ impl Transfer {
                     // One that can move once its thread comes back has all of the time.
                     let is_awaited = self.conns.channel(id).is_some_and(|channel| channel.is_resumable());
                     let part = if is_awaited { open.len() } else { index + 1 };
-                    let at = self.conns.life.turn().instant() + time.mul_f64(part as f64 / open.len() as f64);
+                    let at = self.conns.now() + time.mul_f64(part as f64 / open.len() as f64);
                     leaving.pacing.close_at(at, id);
                 }
             }

@@ -33,7 +33,7 @@ impl Transfer {
         }
         self.conns.keep_head(id, read.to_vec());
         if !is_known {
-            let give_up = self.conns.life.turn().instant() + limit;
+            let give_up = self.conns.now() + limit;
             waiting.push(Waiting { id, pool, give_up });
             self.conns.life.request_chores();
         }
@@ -45,7 +45,7 @@ impl Transfer {
         if self.waiting.borrow().is_empty() {
             return None;
         }
-        let now = self.conns.life.turn().instant();
+        let now = self.conns.now();
         let mut full: Vec<usize> = Vec::new();
         let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
         for one in waiting {
