@@ -272,9 +272,9 @@ impl Shared {
         let fields = &self.config.log.fields;
         let optional: Vec<_> = fields.iter().map(|field| (*field, field.header().and_then(text))).collect();
         let optional = optional.iter().map(|(field, text)| match field {
-            AccessField::Method => (field.name(), Value::Text(head.method())),
-            AccessField::ReplyBytes => (field.name(), number(sent.map(|sent| sent.content))),
-            _ => (field.name(), text.as_deref().into()),
+            AccessField::Method => (field.into(), Value::Text(head.method())),
+            AccessField::ReplyBytes => (field.into(), number(sent.map(|sent| sent.content))),
+            _ => (field.into(), text.as_deref().into()),
         });
         let mut line = vec![
             ("event", Value::Text("http")),

@@ -15,7 +15,7 @@ use crate::clock;
 use crate::log::Limit;
 
 /// The callback that a thread is in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::FromRepr)]
 #[repr(u8)]
 #[allow(missing_docs)]
 pub enum Callback {
@@ -40,24 +40,7 @@ pub enum Callback {
 impl Callback {
     /// The callback with this number; `Callback::None` for an unknown one.
     pub fn from_number(number: u32) -> Self {
-        const ALL: [Callback; 15] = [
-            Callback::None,
-            Callback::WorkerStart,
-            Callback::WorkerStop,
-            Callback::Handshake,
-            Callback::Open,
-            Callback::Transfer,
-            Callback::Message,
-            Callback::Passive,
-            Callback::Close,
-            Callback::Pong,
-            Callback::Writable,
-            Callback::Drain,
-            Callback::Task,
-            Callback::Load,
-            Callback::Ready,
-        ];
-        ALL.into_iter().find(|callback| *callback as u32 == number).unwrap_or(Callback::None)
+        u8::try_from(number).ok().and_then(Self::from_repr).unwrap_or(Callback::None)
     }
 
     /// The callback's name in the header.

@@ -18,6 +18,8 @@ use std::io;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
+use strum::VariantArray;
+
 use super::memory::{Audience, Memory, PerPool};
 use super::refusal::Refusal;
 use super::region::Shareable;
@@ -34,7 +36,7 @@ const TRIES: usize = 64;
 /// The words that the processes of a pool share. They only grow.
 #[repr(C, align(128))]
 struct Header {
-    refusals: [AtomicU64; Refusal::ALL.len()],
+    refusals: [AtomicU64; Refusal::VARIANTS.len()],
     uncounted: AtomicU64,
 }
 
@@ -221,7 +223,7 @@ impl Addresses {
     /// How many clients were turned away since the start, for each reason.
     pub fn refusals(&self) -> impl Iterator<Item = (Refusal, u64)> {
         let count = |reason: usize| self.sum(|header| header.refusals.get(reason));
-        Refusal::ALL.into_iter().map(move |refusal| (refusal, count(refusal as usize)))
+        Refusal::VARIANTS.iter().map(move |refusal| (*refusal, count(*refusal as usize)))
     }
 
     /// Connections since the start that were not counted for their address, because there was no room.

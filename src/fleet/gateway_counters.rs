@@ -4,11 +4,14 @@
 
 use std::sync::atomic::AtomicU64;
 
+use strum::{IntoStaticStr, VariantArray};
+
 use super::handler_counters::Count;
 use super::region::Shareable;
 
-/// Why a handshake did not come to its end; the names are those of the metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Why a handshake did not come to its end. As a string: as the metrics name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Failure {
     /// It took too long.
     Timeout,
@@ -24,24 +27,6 @@ pub enum Failure {
     Overload,
 }
 
-impl Failure {
-    /// All, in the order of the counters.
-    pub const ALL: [Self; 6] =
-        [Self::Timeout, Self::Closed, Self::Certificate, Self::Protocol, Self::Unavailable, Self::Overload];
-
-    /// Its name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Timeout => "timeout",
-            Self::Closed => "closed",
-            Self::Certificate => "certificate",
-            Self::Protocol => "protocol",
-            Self::Unavailable => "unavailable",
-            Self::Overload => "overload",
-        }
-    }
-}
-
 /// What all gateways have counted.
 #[derive(Debug, Default)]
 #[repr(C, align(64))]
@@ -50,7 +35,7 @@ pub struct GatewayCounters {
     pub full: Count,
     /// The same with a session that was resumed.
     pub resumed: Count,
-    failures: [Count; Failure::ALL.len()],
+    failures: [Count; Failure::VARIANTS.len()],
     /// Streams of HTTP/2 that were opened.
     pub streams: Count,
     /// When the first certificate expires; seconds since the epoch, 0: there is none.
@@ -67,7 +52,7 @@ impl GatewayCounters {
 
     /// Handshakes that failed, by reason.
     pub fn failures(&self) -> impl Iterator<Item = (Failure, u64)> {
-        Failure::ALL.into_iter().zip(self.failures.iter().map(Count::get))
+        Failure::VARIANTS.iter().copied().zip(self.failures.iter().map(Count::get))
     }
 }
 

@@ -1,7 +1,10 @@
 //! Why clients are turned away, for limits, logs and metrics. A value.
 
-/// Why a client is turned away.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+use strum::{IntoStaticStr, VariantArray};
+
+/// Why a client is turned away. As a string: a word for logs and metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 #[repr(usize)]
 pub enum Refusal {
     /// Too many connections of all addresses.
@@ -28,40 +31,4 @@ pub enum Refusal {
     Handler,
     /// The server drains.
     Draining,
-}
-
-impl Refusal {
-    /// All, in the order of their numbers.
-    pub const ALL: [Refusal; 12] = [
-        Refusal::Total,
-        Refusal::Pool,
-        Refusal::Address,
-        Refusal::Rate,
-        Refusal::Origin,
-        Refusal::Host,
-        Refusal::Proxy,
-        Refusal::Forwarded,
-        Refusal::Messages,
-        Refusal::Logins,
-        Refusal::Handler,
-        Refusal::Draining,
-    ];
-
-    /// A word for logs and metrics.
-    pub fn name(self) -> &'static str {
-        match self {
-            Refusal::Total => "total",
-            Refusal::Pool => "pool",
-            Refusal::Address => "address",
-            Refusal::Rate => "rate",
-            Refusal::Origin => "origin",
-            Refusal::Host => "host",
-            Refusal::Proxy => "proxy",
-            Refusal::Forwarded => "forwarded",
-            Refusal::Messages => "messages",
-            Refusal::Logins => "logins",
-            Refusal::Handler => "handler",
-            Refusal::Draining => "draining",
-        }
-    }
 }

@@ -11,6 +11,8 @@ use std::io;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use strum::FromRepr;
+
 use super::bulletin::Bulletin;
 use super::crash::Crash;
 use super::current_call::CurrentCall;
@@ -264,13 +266,7 @@ impl Slot {
 
     /// Where the process in this slot stands.
     pub fn state(&self) -> State {
-        match self.load.state.load(Ordering::Acquire) {
-            1 => State::Starting,
-            2 => State::Running,
-            3 => State::Stopping,
-            4 => State::Standby,
-            _ => State::Empty,
-        }
+        State::from_repr(self.load.state.load(Ordering::Acquire)).unwrap_or(State::Empty)
     }
 
     /// Whether its process has left something here that it cannot have written in good order: a handler has written over the
@@ -287,12 +283,7 @@ impl Slot {
 
     /// Why the process in this slot cannot take connections, if it cannot.
     pub fn fault(&self) -> Option<Fault> {
-        match self.load.fault.load(Ordering::Relaxed) {
-            1 => Some(Fault::Descriptors),
-            2 => Some(Fault::System),
-            3 => Some(Fault::Listener),
-            _ => None,
-        }
+        Fault::from_repr(self.load.fault.load(Ordering::Relaxed))
     }
 
     /// Says so. [worker]
@@ -358,7 +349,7 @@ pub struct Place {
 pub const START: Duration = Duration::from_secs(60);
 
 /// Where the process in a slot stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromRepr)]
 #[repr(u32)]
 pub enum State {
     /// There is none.
@@ -374,7 +365,7 @@ pub enum State {
 }
 
 /// Why a worker cannot take connections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromRepr)]
 #[repr(u32)]
 pub enum Fault {
     /// It has no descriptor left.

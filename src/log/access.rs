@@ -1,7 +1,10 @@
 //! Optional fields of the access log.
 
-/// An optional field.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+use strum::{EnumString, IntoStaticStr, VariantNames};
+
+/// An optional field. As a string: its name in the configuration and in log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr, VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum AccessField {
     /// Request method.
     Method,
@@ -18,28 +21,6 @@ pub enum AccessField {
 }
 
 impl AccessField {
-    /// All fields.
-    pub const ALL: [AccessField; 6] = [
-        AccessField::Method,
-        AccessField::Host,
-        AccessField::Origin,
-        AccessField::UserAgent,
-        AccessField::Handler,
-        AccessField::ReplyBytes,
-    ];
-
-    /// Its name in the configuration and in log lines.
-    pub fn name(self) -> &'static str {
-        match self {
-            AccessField::Method => "method",
-            AccessField::Host => "host",
-            AccessField::Origin => "origin",
-            AccessField::UserAgent => "user_agent",
-            AccessField::Handler => "handler",
-            AccessField::ReplyBytes => "reply_bytes",
-        }
-    }
-
     /// The request header field with its value, if there is one.
     pub fn header(self) -> Option<&'static str> {
         match self {

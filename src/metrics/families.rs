@@ -230,7 +230,7 @@ impl<'a> Report<'a> {
         let Self { start, text, .. } = self;
         text.family(&REFUSALS);
         for (refusal, count) in start.shared.addresses.refusals() {
-            text.sample(&[("reason", refusal.name())], count);
+            text.sample(&[("reason", refusal.into())], count);
         }
         text.family(&UNCOUNTED);
         text.sample(&[], start.shared.addresses.uncounted());

@@ -21,7 +21,7 @@ pub fn report(counters: &GatewayCounters, text: &mut Text) {
     }
     text.family(&FAILURES);
     for (failure, count) in counters.failures() {
-        text.sample(&[("reason", failure.name())], count);
+        text.sample(&[("reason", failure.into())], count);
     }
     text.family(&STREAMS);
     text.sample(&[], counters.streams.get());

@@ -253,7 +253,6 @@ fn refusals_are_counted_by_reason() {
     table.join(2, 1).refused(Refusal::Rate);
     table.join(3, 0).refused(Refusal::Messages);
     let counts: Vec<(&str, u64)> =
-        table.refusals().map(|(refusal, count)| (refusal.name(), count)).filter(|(_, n)| *n > 0).collect();
+        table.refusals().map(|(refusal, count)| (refusal.into(), count)).filter(|(_, n)| *n > 0).collect();
     assert_eq!(counts, [("rate", 2), ("messages", 1)]);
-    assert!(Refusal::ALL.iter().enumerate().all(|(number, refusal)| *refusal as usize == number));
 }

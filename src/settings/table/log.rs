@@ -1,5 +1,7 @@
 //! The log and the access log.
 
+use strum::VariantNames;
+
 use super::super::Default::{Is, Unset};
 use super::super::Flag::{Long, No, Short};
 use super::super::Kind::{Choice, Count, List, Path, Size};
@@ -19,9 +21,7 @@ pub fn level(text: &str) -> Option<Level> {
 }
 
 fn field(text: &str) -> Result<AccessField, String> {
-    let names = || AccessField::ALL.map(AccessField::name).join(", ");
-    let field = AccessField::ALL.into_iter().find(|field| field.name() == text);
-    field.ok_or_else(|| format!("expected one of {}", names()))
+    text.parse().map_err(|_| format!("expected one of {}", AccessField::VARIANTS.join(", ")))
 }
 
 /// In the order of the manual.

@@ -270,7 +270,7 @@ impl AccessLog {
                 AccessField::Origin => asked.or(origin.as_deref()).into(),
                 AccessField::Method | AccessField::Host | AccessField::UserAgent => asked.into(),
             };
-            (field.name(), value)
+            (field.into(), value)
         });
         let further: Vec<Field> = further.collect();
         sink::write_access(&[&first, fields, &further].concat());

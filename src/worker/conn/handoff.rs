@@ -13,7 +13,7 @@ use crate::worker::conn::places::RawPlaces;
 use crate::worker::conn::record::{NOTHING, Record, flags};
 
 /// What is to become of a connection that arrives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::FromRepr)]
 #[repr(u32)]
 pub enum Purpose {
     /// Go on with the open WebSocket.
@@ -22,14 +22,6 @@ pub enum Purpose {
     Handshake = 2,
     /// A Close frame was sent, and no more is to come: wait for the peer to close its end.
     Linger = 3,
-}
-
-impl Purpose {
-    fn from_number(number: u32) -> Option<Self> {
-        [Purpose::Resume, Purpose::Handshake, Purpose::Linger]
-            .into_iter()
-            .find(|purpose| *purpose as u32 == number)
-    }
 }
 
 /// The header of an entry; native byte order.
@@ -127,7 +119,7 @@ impl Shipment {
 
     /// What is in it: descriptors and purposes. Async-signal-safe.
     pub fn content(&self) -> impl Iterator<Item = (RawFd, Purpose)> {
-        let purposes = self.headers.iter().filter_map(|header| Purpose::from_number(header.purpose));
+        let purposes = self.headers.iter().filter_map(|header| Purpose::from_repr(header.purpose));
         self.parcel.fds().iter().copied().zip(purposes)
     }
 
@@ -229,7 +221,7 @@ fn next_entry<'a>(bytes: &mut &'a [u8]) -> Option<Entry<'a>> {
     if header.magic != FORMAT {
         return None;
     }
-    let purpose = Purpose::from_number(header.purpose)?;
+    let purpose = Purpose::from_repr(header.purpose)?;
     let block = take(bytes, size_of::<Record>())?;
     let mut parts = [&[][..]; 5];
     for (part, size) in parts.iter_mut().zip(header.parts) {

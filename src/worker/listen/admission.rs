@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use socket2::Socket;
+use strum::VariantArray;
 
 use crate::clock;
 use crate::config::{Config, HandlerSettings};
@@ -34,7 +35,7 @@ pub struct Admission {
     config: Arc<Config>,
     pub limiter: Limiter,
     /// Lines for each reason to turn a client away.
-    refusals: [Limit; Refusal::ALL.len()],
+    refusals: [Limit; Refusal::VARIANTS.len()],
     /// Lines for connections that could not be counted.
     uncounted: Limit,
     /// Lines for logins that have failed.
