@@ -115,7 +115,6 @@ const VALUES: [&str; 4] = ["config", "exit", "log", "time"];
 /// event loop, may use all.
 const WORKER: &[&str] = &[
     "process",
-    "ops",
     "transfer",
     "handshake",
     "session",

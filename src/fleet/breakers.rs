@@ -27,7 +27,7 @@ pub struct CircuitBreaker {
 struct Probe {
     /// The `until` of which a probe has succeeded: the breaker is closed.
     passed: AtomicU64,
-    /// The process that has let the probe through; [`NOBODY`], or [`NOBODY_NOW`].
+    /// The process that has let the probe through; [`NOT_PROBED`], or [`INCONCLUSIVE`].
     prober: AtomicI32,
 }
 
@@ -65,14 +65,14 @@ impl Breakers {
 
 impl Probe {
     fn release(&self, pid: i32) {
-        let _ = self.prober.compare_exchange(pid, NOBODY_NOW, Ordering::AcqRel, Ordering::Relaxed);
+        let _ = self.prober.compare_exchange(pid, INCONCLUSIVE, Ordering::AcqRel, Ordering::Relaxed);
     }
 }
 
 /// No probe since the breaker was opened.
-const NOBODY: i32 = 0;
+const NOT_PROBED: i32 = 0;
 /// The last probe has shown nothing.
-const NOBODY_NOW: i32 = -1;
+const INCONCLUSIVE: i32 = -1;
 
 /// The state of a circuit breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,7 +126,7 @@ impl CircuitBreaker {
     pub fn refusal(&self, now: Instant) -> Option<u64> {
         match self.until()? {
             Instant::NEVER => Some(UNKNOWN),
-            until if now < until => Some((until.since(now) + A_SECOND_LESS).as_secs()),
+            until if now < until => Some(until.since(now).as_nanos().div_ceil(1_000_000_000) as u64),
             _ => (self.probe.prober.load(Ordering::Acquire) > 0).then_some(1),
         }
     }
@@ -139,9 +139,9 @@ impl CircuitBreaker {
         }
         let claim =
             |free| self.probe.prober.compare_exchange(free, pid, Ordering::AcqRel, Ordering::Relaxed).is_ok();
-        if claim(NOBODY) {
+        if claim(NOT_PROBED) {
             Decision::Probe { until, first: true }
-        } else if claim(NOBODY_NOW) {
+        } else if claim(INCONCLUSIVE) {
             Decision::Probe { until, first: false }
         } else {
             Decision::Refused { seconds: 1 }
@@ -177,14 +177,12 @@ impl CircuitBreaker {
     pub fn open(&self, until: Instant) {
         self.probe.passed.store(0, Ordering::Release);
         self.until.store(until.as_nanos(), Ordering::Release);
-        self.probe.prober.store(NOBODY, Ordering::Release);
+        self.probe.prober.store(NOT_PROBED, Ordering::Release);
     }
 }
 
 /// The seconds that clients are told when nobody knows how long it will be.
 const UNKNOWN: u64 = 60;
-/// Rounds up.
-const A_SECOND_LESS: Duration = Duration::from_nanos(999_999_999);
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]

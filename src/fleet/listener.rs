@@ -123,7 +123,7 @@ impl Listener {
             && self.file.is_some()
             && self.file == identity(path)
         {
-            let _ = std::fs::remove_file(path); // somebody else was quicker
+            let _ = std::fs::remove_file(path); // it may have been removed already
         }
     }
 
@@ -169,12 +169,7 @@ impl Listener {
     /// One that a child has bound, and its [file](Self::file) there. [supervisor]
     pub fn bound_elsewhere(fd: OwnedFd, asked: Listen, file: Option<(u64, u64)>) -> io::Result<Self> {
         let socket = Socket::from(fd);
-        let address = socket.local_addr()?;
-        let address = match (address.as_socket(), address.as_pathname()) {
-            (Some(address), _) => Bound::Tcp(address),
-            (None, Some(path)) => Bound::Unix(path.to_owned()),
-            (None, None) => return Err(io::ErrorKind::InvalidInput.into()),
-        };
+        let address = address_of(&socket)?;
         Ok(Self { file, asked: Some(asked), ..Self::of(socket, address)? })
     }
 
@@ -372,19 +367,18 @@ pub fn adopt(fd: OwnedFd, name: &str) -> Result<Listener, BindError> {
         Err(error) if error.raw_os_error() == Some(libc::ENOTSOCK) => return Err(failed(expected())),
         Err(error) => return Err(failed(error)),
     }
-    let address = socket.local_addr().map_err(failed)?;
-    let address = match (address.as_socket(), address.as_pathname(), address.as_abstract_namespace()) {
-        (Some(address), ..) => Bound::Tcp(address),
-        (_, Some(path), _) => Bound::Unix(path.to_owned()),
-        (.., Some(name)) => Bound::Unix(format!("@{}", String::from_utf8_lossy(name)).into()),
-        _ => {
-            return Err(failed(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "expected an address of TCP or a path",
-            )));
-        }
-    };
-    Listener::of(socket, address).map_err(failed)
+    address_of(&socket).and_then(|address| Listener::of(socket, address)).map_err(failed)
+}
+
+/// Where a socket is bound.
+fn address_of(socket: &Socket) -> io::Result<Bound> {
+    let address = socket.local_addr()?;
+    match (address.as_socket(), address.as_pathname(), address.as_abstract_namespace()) {
+        (Some(address), ..) => Ok(Bound::Tcp(address)),
+        (_, Some(path), _) => Ok(Bound::Unix(path.to_owned())),
+        (.., Some(name)) => Ok(Bound::Unix(format!("@{}", String::from_utf8_lossy(name)).into())),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "expected an address of TCP or a path")),
+    }
 }
 
 /// Binds a socket in the file system; one with permissions of its own is the owner's alone until it has them.

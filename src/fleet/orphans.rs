@@ -1,13 +1,14 @@
 //! Processes that were left behind by their parents: they become children of this process, which kills them.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::io;
 
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
+
+use super::proc;
 
 /// From now on orphans are this process's children.
 pub fn adopt() -> io::Result<()> {
@@ -19,8 +20,8 @@ pub fn adopt() -> io::Result<()> {
 pub fn kill_all_but(spared: &BTreeSet<i32>, generations: usize) -> usize {
     let mut count = 0;
     for _ in 0..generations {
-        let orphans: Vec<Pid> =
-            children().into_iter().filter(|pid| !spared.contains(pid)).map(Pid::from_raw).collect();
+        let children = proc::children(std::process::id() as i32).into_iter();
+        let orphans: Vec<Pid> = children.filter(|pid| !spared.contains(pid)).map(Pid::from_raw).collect();
         if orphans.is_empty() {
             break;
         }
@@ -33,13 +34,4 @@ pub fn kill_all_but(spared: &BTreeSet<i32>, generations: usize) -> usize {
         }
     }
     count
-}
-
-/// The children of all threads; none where there is no /proc.
-fn children() -> Vec<i32> {
-    let threads = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-    let lists = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
-    lists
-        .flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
-        .collect()
 }

@@ -41,14 +41,19 @@ pub fn descriptors(pid: i32) -> Option<u64> {
     }
 }
 
-/// The children of a process with one thread, and the title of each; those that cannot be seen are left out.
-pub fn children(pid: i32) -> Vec<(i32, String)> {
-    let pids = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    let titled = pids.split_whitespace().filter_map(|pid| {
-        let title = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
-        Some((pid.parse().ok()?, title.trim_end_matches('\0').to_owned()))
-    });
-    titled.collect()
+/// The children of all threads of a process.
+pub fn children(pid: i32) -> Vec<i32> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+    lists
+        .flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
+        .collect()
+}
+
+/// What a process is called in `ps`.
+pub fn title(pid: i32) -> Option<String> {
+    let title = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
+    Some(title.trim_end_matches('\0').to_owned())
 }
 
 /// How many it may have (RLIMIT_NOFILE).

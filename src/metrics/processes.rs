@@ -63,7 +63,8 @@ fn processes(start: &Start) -> BTreeMap<String, Vec<i32>> {
     let own = own.map(|(name, pid)| (name.to_owned(), pid));
     let workers = start.shared.scoreboard.slots().map(|(_, slot)| (worker(start, slot.place()), slot.pid()));
     let children = proc::children(start.supervisor).into_iter();
-    let auxiliaries = children.filter_map(|(pid, title)| {
+    let auxiliaries = children.filter_map(|pid| {
+        let title = proc::title(pid)?;
         let (_, name) = title.split_once(": ")?;
         AUXILIARIES.contains(&name).then(|| (name.to_owned(), pid))
     });

@@ -12,8 +12,8 @@ use crate::fleet::inbox::Receiver;
 use crate::fleet::scoreboard::{Slot, State};
 use crate::proto::ws::close;
 use crate::worker::Worker;
+use crate::worker::conn::listing;
 use crate::worker::conn::table::Phase;
-use crate::worker::ops::connections;
 
 impl Worker {
     /// Runs all commands that have arrived. True if the worker is to leave at once.
@@ -48,10 +48,10 @@ impl Worker {
                         }
                     }
                     Command::List { ticket } => {
-                        self.conns.presence.report(connections::list(self.conns, ticket, fd))
+                        self.conns.presence.report(listing::list(self.conns, ticket, fd))
                     }
                     Command::CloseAll { ticket, code } => {
-                        let ids = connections::matching(self.conns, fd);
+                        let ids = listing::matching(self.conns, fd);
                         let count = ids.into_iter().filter(|id| self.begin_close(*id, code)).count() as u64;
                         self.conns.presence.report(Report::ClosingAll { ticket, count });
                     }

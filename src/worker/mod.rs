@@ -4,7 +4,6 @@
 //!
 //! - the files beside this one: the event loop, and what it does with each event
 //! - [`process`]: what kind of process this is
-//! - [`ops`]: what operators see
 //! - [`transfer`]: sends live connections to another process, and adopts those that come
 //! - [`handshake`]: from the request head to 101 or a refusal
 //! - [`session`]: an open WebSocket: messages, closing, deadlines
@@ -30,7 +29,6 @@ mod event_loop;
 mod handshake;
 mod host;
 mod listen;
-mod ops;
 mod process;
 mod session;
 mod topics;

@@ -11,6 +11,7 @@ pub mod handler_timers;
 pub mod handoff;
 pub mod handshake;
 pub mod info;
+pub mod listing;
 pub mod memory;
 pub mod open;
 pub mod output;

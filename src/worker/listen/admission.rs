@@ -5,7 +5,7 @@
 //! relays. Proxies themselves have no limit but that of all connections.
 
 use std::cell::Cell;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -22,7 +22,7 @@ use crate::worker::conn::open::Open;
 use crate::worker::conn::rate_limit::RateLimit;
 
 const SECOND: Duration = Duration::from_secs(1);
-/// In a second, and of a process: connections over a limit that are answered with care, so that the client reads the
+/// In a second, and of a process: connections over a limit that get a lingering close, so that the client reads the
 /// answer whatever it still sends. Further ones are closed at once.
 const ANSWERS: u64 = 100;
 /// When it is worth trying again: after others have left, in the next second, or in the next minute.
@@ -81,10 +81,7 @@ impl Admission {
     /// Whose connection it is: whether there may be one more.
     pub fn name(&self, permit: &mut Permit, client: Option<SocketAddr>) -> Result<(), Refusal> {
         let admission = &self.config.admission;
-        let Some(ip) = client.map(|client| client.ip()).filter(|ip| !admission.proxy.trusts(Some(*ip)))
-        else {
-            return Ok(());
-        };
+        let Some(ip) = self.limited(client) else { return Ok(()) };
         let table = self.limiter.table();
         if admission.per_address != 0 {
             let key = table.key(ip);
@@ -127,14 +124,17 @@ impl Admission {
 
     /// Counts a connection that another process had let in, and had counted there.
     pub fn take_over(&self, client: Option<SocketAddr>, mark: Mark) -> Permit {
-        let admission = &self.config.admission;
         self.end(client, mark);
         let mut permit = self.limiter.take();
-        let ip = client.map(|client| client.ip()).filter(|_| admission.per_address != 0);
-        if let Some(ip) = ip.filter(|ip| !admission.proxy.trusts(Some(*ip))) {
+        if let Some(ip) = self.limited(client).filter(|_| self.config.admission.per_address != 0) {
             self.limiter.name(&mut permit, self.limiter.table().key(ip));
         }
         permit
+    }
+
+    /// The address that limits hold for: not that of a trusted proxy.
+    fn limited(&self, client: Option<SocketAddr>) -> Option<IpAddr> {
+        client.map(|client| client.ip()).filter(|ip| !self.config.admission.proxy.trusts(Some(*ip)))
     }
 
     /// Counts a client that is turned away, and logs it perhaps.

@@ -1,3 +1,0 @@
-//! What operators see.
-
-pub mod connections;
