@@ -1,77 +1,21 @@
-//! Crash reports: shared memory of a pool with one report for each slot, in which a crashing process leaves what the log line and
-//! the crash record tell beyond the scoreboard: which code, which connection, which message. Written from a signal
-//! handler; read by the supervisor after it was told. Atomics only, as in the scoreboard.
-
-#![allow(unsafe_code)]
+//! Crash reports: shared memory of a pool with room for each slot, in which a crashing process leaves strings and the beginning of
+//! the message, beside the facts in the scoreboard. Written from a signal handler; read by the supervisor after it was told.
+//! Atomics only, as in the scoreboard.
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
+use super::crash::{CrashFacts, Spot};
 use super::memory::{Audience, Memory, PerPool};
-use super::peer::{Peer, PeerCell};
-use super::region::Shareable;
 
-/// Bytes kept of the name of a module.
-pub const NAME: usize = 64;
-
-/// The report of one slot.
+/// The room of one slot.
 #[derive(Clone, Copy, Debug)]
 pub struct CrashReport {
-    fixed: &'static Fixed,
     /// Resource, origin and subprotocol, one after the other.
     strings: &'static [AtomicU8],
     /// The beginning of the message.
     bytes: &'static [AtomicU8],
-}
-
-/// The part that every slot has.
-#[derive(Debug)]
-#[repr(C, align(64))]
-struct Fixed {
-    code: Place,
-    via: Place,
-    peer: PeerCell,
-    /// 0: no message.
-    kind: AtomicU32,
-    hash: AtomicU32,
-    size: AtomicU64,
-    /// Bytes of it that were kept.
-    kept: AtomicU64,
-    /// Sizes plus 1 of the strings; 0: absent.
-    strings: [AtomicU32; 3],
-}
-
-// SAFETY: atomic integers.
-unsafe impl Shareable for Fixed {}
-
-/// A place in the code.
-#[derive(Debug)]
-#[repr(C)]
-struct Place {
-    /// Within the module; without one the address itself.
-    offset: AtomicU64,
-    /// 0: no place, 1: without module, else the size of its name plus 1.
-    size: AtomicU32,
-    name: [AtomicU8; NAME],
-}
-
-/// A place in the code, for people and `addr2line`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Spot {
-    /// The base name of the mapped file; empty where there is none.
-    pub module: String,
-    /// From where the module was loaded, as the file's own addresses are; without a module the address itself.
-    pub offset: u64,
-}
-
-impl std::fmt::Display for Spot {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.module.as_str() {
-            "" => write!(f, "{:#x}", self.offset),
-            module => write!(f, "{module}+{:#x}", self.offset),
-        }
-    }
 }
 
 /// A message that was being handled.
@@ -117,7 +61,6 @@ pub struct Facts {
 /// The reports of all slots, by pool.
 #[derive(Debug)]
 pub struct CrashReports {
-    fixed: PerPool<Fixed>,
     /// For each slot, strings and then bytes.
     rooms: PerPool<AtomicU8>,
     strings: usize,
@@ -135,12 +78,7 @@ impl CrashReports {
     ) -> io::Result<&'static Self> {
         let room = strings.checked_add(bytes).and_then(|room| room.checked_mul(slots));
         let room = room.ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(Box::leak(Box::new(Self {
-            fixed: memory.per_pool(Audience::Private, slots)?,
-            rooms: memory.per_pool(Audience::Private, room)?,
-            strings,
-            bytes,
-        })))
+        Ok(Box::leak(Box::new(Self { rooms: memory.per_pool(Audience::Private, room)?, strings, bytes })))
     }
 
     /// That of a slot of this pool, if this process can see it.
@@ -148,112 +86,46 @@ impl CrashReports {
         let size = self.strings + self.bytes;
         let room = self.rooms.get(pool)?.get(slot.checked_mul(size)?..)?.get(..size)?;
         let (strings, bytes) = room.split_at(self.strings);
-        Some(CrashReport { fixed: self.fixed.get(pool)?.get(slot)?, strings, bytes })
+        Some(CrashReport { strings, bytes })
     }
 }
 
-/// All of these are async-signal-safe. [worker, when it crashes]
 impl CrashReport {
-    /// Forgets what an earlier process has left.
-    pub fn clear(&self) {
-        let fixed = self.fixed;
-        fixed.peer.store(Peer::NONE);
-        let words = [&fixed.code.size, &fixed.via.size, &fixed.kind];
-        words.into_iter().chain(&fixed.strings).for_each(|word| word.store(0, Ordering::Relaxed));
-    }
-
-    /// The code that crashed, and the library's code that it had called. A name without bytes: no module.
-    pub fn note_code(&self, code: Option<(&[u8], u64)>, via: Option<(&[u8], u64)>) {
-        for (place, spot) in [(&self.fixed.code, code), (&self.fixed.via, via)] {
-            let Some((name, offset)) = spot else { continue };
-            place.offset.store(offset, Ordering::Relaxed);
-            let size = copy(&place.name, name);
-            place.size.store(size as u32 + 1, Ordering::Relaxed);
-        }
-    }
-
-    /// The peer of the connection.
-    pub fn note_peer(&self, peer: Peer) {
-        self.fixed.peer.store(peer);
-    }
-
-    /// Resource, origin and subprotocol; those that do not fit are left out.
-    pub fn note_strings(&self, strings: [Option<&[u8]>; 3]) {
+    /// Keeps resource, origin and subprotocol; those that do not fit are left out. Their sizes, as in [`CrashFacts`].
+    /// Async-signal-safe. [worker, when it crashes]
+    pub fn keep_strings(&self, strings: [Option<&[u8]>; 3]) -> [u32; 3] {
         let mut at = 0;
-        for (size, string) in self.fixed.strings.iter().zip(strings) {
-            let Some(string) = string else { continue };
-            let Some(room) = self.strings.get(at..at + string.len()) else { continue };
+        strings.map(|string| {
+            let room = string.and_then(|string| self.strings.get(at..at + string.len()));
+            let (Some(room), Some(string)) = (room, string) else { return 0 };
             at += copy(room, string);
-            size.store(string.len() as u32 + 1, Ordering::Relaxed);
-        }
+            string.len() as u32 + 1
+        })
     }
 
-    /// The message, of which no bytes are kept yet.
-    pub fn note_message(&self, kind: u32, size: u64) {
-        self.fixed.size.store(size, Ordering::Relaxed);
-        self.fixed.hash.store(0, Ordering::Relaxed);
-        self.fixed.kept.store(0, Ordering::Relaxed);
-        self.fixed.kind.store(kind, Ordering::Relaxed);
+    /// Keeps bytes of the message from this one on; returns for how many there was room. Async-signal-safe. [worker, when it
+    /// crashes]
+    pub fn keep_bytes(&self, at: u32, bytes: &[u8]) -> u32 {
+        self.bytes.get(at as usize..).map_or(0, |room| copy(room, bytes)) as u32
     }
 
-    /// The hash of its first [`HASHED`] bytes.
-    pub fn note_hash(&self, hash: u32) {
-        self.fixed.hash.store(hash, Ordering::Relaxed);
-        self.fixed.kind.fetch_or(IS_HASHED, Ordering::Relaxed);
-    }
-
-    /// The next bytes of the message; false when there is no room for more.
-    pub fn note_bytes(&self, bytes: &[u8]) -> bool {
-        let at = self.fixed.kept.load(Ordering::Relaxed) as usize;
-        let Some(room) = self.bytes.get(at..) else { return false };
-        let kept = copy(room, bytes);
-        self.fixed.kept.store((at + kept) as u64, Ordering::Relaxed);
-        kept == bytes.len() && kept < room.len()
-    }
-}
-
-/// In `kind`: there is a hash.
-const IS_HASHED: u32 = 1 << 31;
-
-impl CrashReport {
-    /// What was left. [supervisor]
-    pub fn facts(&self) -> Facts {
-        let fixed = self.fixed;
+    /// All that was left, with these facts. [supervisor]
+    pub fn read(&self, facts: &CrashFacts) -> Facts {
         let mut at = 0;
-        let mut string = |size: &AtomicU32| {
-            let size = size.load(Ordering::Relaxed).checked_sub(1)? as usize;
+        let [resource, origin, protocol] = facts.strings.map(|size| {
+            let size = size.checked_sub(1)? as usize;
             let string = self.strings.get(at..at + size)?;
             at += size;
             Some(load(string))
-        };
-        let [resource, origin, protocol] =
-            [&fixed.strings[0], &fixed.strings[1], &fixed.strings[2]].map(&mut string);
-        let kind = fixed.kind.load(Ordering::Relaxed);
-        let kept = fixed.kept.load(Ordering::Relaxed) as usize;
-        let message = (kind != 0).then(|| Message {
-            kind: kind & !IS_HASHED,
-            size: fixed.size.load(Ordering::Relaxed),
-            hash: (kind & IS_HASHED != 0).then(|| fixed.hash.load(Ordering::Relaxed)),
-            bytes: self.bytes.get(..kept).map(load).unwrap_or_default(),
         });
-        Facts {
-            code: fixed.code.spot(),
-            via: fixed.via.spot(),
-            peer: fixed.peer.load().address(),
-            resource,
-            origin,
-            protocol,
-            message,
-        }
-    }
-}
-
-impl Place {
-    fn spot(&self) -> Option<Spot> {
-        let size = self.size.load(Ordering::Relaxed).checked_sub(1)? as usize;
-        let name = load(self.name.get(..size)?);
-        let module = String::from_utf8_lossy(&name).into_owned();
-        Some(Spot { module, offset: self.offset.load(Ordering::Relaxed) })
+        let message = (facts.kind != 0).then(|| Message {
+            kind: facts.kind,
+            size: facts.size,
+            hash: (facts.is_hashed != 0).then_some(facts.hash),
+            bytes: self.bytes.get(..facts.kept as usize).map(load).unwrap_or_default(),
+        });
+        let (code, via, peer) = (facts.code.known(), facts.via.known(), facts.peer.address());
+        Facts { code, via, peer, resource, origin, protocol, message }
     }
 }
 
@@ -280,58 +152,46 @@ mod tests {
         (0..slots).map(|slot| reports.get(1, slot).unwrap()).collect()
     }
 
-    fn spot(module: &str, offset: u64) -> Spot {
-        Spot { module: module.to_owned(), offset }
-    }
-
     #[test]
-    fn what_is_noted_is_read() {
+    fn what_is_kept_is_read() {
         let slots = create(3, 32, 8);
-        let crash_report = &slots[1];
-        assert_eq!(crash_report.facts(), Facts::default());
-        crash_report.note_code(Some((b"crash_wsh.so", 0x11a3)), Some((b"libc.so.6", 0x8a)));
-        crash_report.note_peer(Some("192.0.2.1:80".parse().unwrap()).into());
-        crash_report.note_strings([Some(b"/a?b"), None, Some(b"chat")]);
-        crash_report.note_message(1, 11);
-        crash_report.note_hash(7);
-        assert!(crash_report.note_bytes(b"hello"));
-        assert!(!crash_report.note_bytes(b" world"), "there is room for 3 more");
-        let facts = crash_report.facts();
+        let mut noted = CrashFacts::new((11, 0), (0, 0));
+        assert_eq!(slots[1].read(&noted), Facts::default());
+        let (code, via) = (Spot::new(b"crash_wsh.so", 0x11a3), Spot::new(b"libc.so.6", 0x8a));
+        (noted.code, noted.via) = (code, via);
+        noted.peer = Some("192.0.2.1:80".parse().unwrap()).into();
+        noted.strings = slots[1].keep_strings([Some(b"/a?b"), None, Some(b"chat")]);
+        (noted.kind, noted.size, noted.hash, noted.is_hashed) = (1, 11, 7, 1);
+        noted.kept = slots[1].keep_bytes(0, b"hello");
+        noted.kept += slots[1].keep_bytes(noted.kept, b" world");
         let message = Message { kind: 1, size: 11, hash: Some(7), bytes: b"hello wo".to_vec() };
         let expected = Facts {
-            code: Some(spot("crash_wsh.so", 0x11a3)),
-            via: Some(spot("libc.so.6", 0x8a)),
+            code: Some(code),
+            via: Some(via),
             peer: Some("192.0.2.1:80".parse().unwrap()),
             resource: Some(b"/a?b".to_vec()),
             origin: None,
             protocol: Some(b"chat".to_vec()),
             message: Some(message),
         };
-        assert_eq!(facts, expected);
-        assert_eq!((slots[0].facts(), slots[2].facts()), (Facts::default(), Facts::default()));
-        crash_report.clear();
-        assert_eq!(crash_report.facts(), Facts::default());
+        assert_eq!(slots[1].read(&noted), expected);
+        let others = [0, 2].map(|slot: usize| slots[slot].read(&noted).resource);
+        assert_eq!(others, [Some(vec![0; 4]), Some(vec![0; 4])]);
     }
 
     #[test]
-    fn what_does_not_fit_is_cut_or_left_out() {
+    fn what_does_not_fit_is_left_out_and_sizes_beyond_the_room_are_none() {
         let crash_report = &create(1, 6, 0)[0];
-        let name = "n".repeat(NAME + 1);
-        crash_report.note_code(Some((name.as_bytes(), 1)), Some((b"", 0xdead000)));
-        crash_report.note_strings([Some(b"/long resource"), Some(b"origin"), Some(b"no")]);
-        crash_report.note_message(2, 5);
-        assert!(!crash_report.note_bytes(b"bytes"));
-        let facts = crash_report.facts();
-        assert_eq!(facts.code, Some(spot(&name[..NAME], 1)));
-        assert_eq!(facts.via.unwrap().to_string(), "0xdead000");
+        let mut noted = CrashFacts::new((11, 0), (0, 0));
+        noted.strings = crash_report.keep_strings([Some(b"/long resource"), Some(b"origin"), Some(b"no")]);
+        (noted.kind, noted.size) = (2, 5);
+        assert_eq!(crash_report.keep_bytes(0, b"bytes"), 0);
+        let facts = crash_report.read(&noted);
         assert_eq!((facts.resource, facts.origin, facts.protocol), (None, Some(b"origin".to_vec()), None));
-        let message = facts.message.unwrap();
-        assert_eq!((message.kind, message.size, message.hash, message.bytes), (2, 5, None, vec![]));
-    }
-
-    #[test]
-    fn places_are_shown_as_addr2line_takes_them() {
-        assert_eq!(spot("crash_wsh.so", 0x11a3).to_string(), "crash_wsh.so+0x11a3");
-        assert_eq!(spot("", 0xdead000).to_string(), "0xdead000");
+        assert_eq!(facts.message, Some(Message { kind: 2, size: 5, hash: None, bytes: vec![] }));
+        (noted.strings, noted.kept) = ([8, u32::MAX, 7], u32::MAX);
+        let facts = crash_report.read(&noted);
+        assert_eq!((facts.resource, facts.origin, facts.protocol), (None, None, Some(b"origin".to_vec())));
+        assert!(facts.message.unwrap().bytes.is_empty());
     }
 }

@@ -9,6 +9,7 @@ pub mod breakers;
 pub mod bulletin;
 pub mod bus_counters;
 pub mod bus_wire;
+pub mod cell;
 pub mod control;
 pub mod counters;
 pub mod crash;

@@ -4,8 +4,10 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
 /// A peer; all zero for one without an IP address. Has no padding.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Peer {
     port: u16,

@@ -16,8 +16,8 @@ use serde_json::{Value, json};
 use super::plural;
 use crate::ffi::callback_name;
 use crate::ffi::guarded;
-use crate::fleet::crash::{EXIT, HANG};
-use crate::fleet::crash_report::{Facts, Message, Spot};
+use crate::fleet::crash::{EXIT, HANG, Spot};
+use crate::fleet::crash_report::{Facts, Message};
 use crate::fleet::routes::Route;
 
 /// The most records in a directory; the oldest make way.
@@ -135,7 +135,7 @@ impl Death<'_> {
         let status = if let Cause::Ended(status) = self.cause { Some(status) } else { None };
         let spot = |spot: &Option<Spot>| {
             let place =
-                |spot: &Spot| json!({ "module": spot.module, "offset": format!("{:#x}", spot.offset) });
+                |spot: &Spot| json!({ "module": spot.module(), "offset": format!("{:#x}", spot.offset) });
             spot.as_ref().map(place)
         };
         let handler = self.handler.map(|route| {
@@ -226,7 +226,7 @@ mod tests {
     }
 
     fn spot(module: &str, offset: u64) -> Option<Spot> {
-        Some(Spot { module: module.into(), offset })
+        Some(Spot::new(module.as_bytes(), offset))
     }
 
     fn facts() -> Facts {

@@ -60,11 +60,12 @@ impl Supervisor {
             return (String::new(), Event::Crashed(slot, false));
         };
         let crash = record.crash.facts();
-        let suspect = crash.last.filter(|(handler, _)| self.own_handler(slot, Some(*handler)).is_some());
+        let suspect =
+            record.crash.last().filter(|(handler, _)| self.own_handler(slot, Some(*handler)).is_some());
         let isolated = self.generation.isolated_in(usize::from(record.place().pool));
-        let handler = self.own_handler(slot, crash.handler).or(isolated);
+        let handler = self.own_handler(slot, crash.handler()).or(isolated);
         let facts = self.shared.crash_reports.get(usize::from(record.place().pool), slot);
-        let facts = facts.map(|report| report.facts()).unwrap_or_default();
+        let facts = facts.map(|report| report.read(&crash)).unwrap_or_default();
         let cause = Cause::of_crash(crash.signal, crash.address);
         let age = clock::now().since(record.started());
         let has_served = record.connections.load(Ordering::Relaxed) > 0;

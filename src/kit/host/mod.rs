@@ -476,12 +476,12 @@ impl Host {
             Some(_) | None => Cause::Killed(Signal::SIGKILL),
         };
         let (handler, callback, conn) = match (has_crashed, call) {
-            (true, _) => (crash.handler, crash.callback, crash.conn),
+            (true, _) => (crash.handler(), crash.callback, crash.conn),
             (false, Some((handler, callback, conn))) => (Some(handler), callback, conn),
             (false, None) => (None, 0, 0),
         };
         let facts =
-            self.shared.crash_reports.get(0, slot).filter(|_| has_crashed).map(|report| report.facts());
+            self.shared.crash_reports.get(0, slot).filter(|_| has_crashed).map(|report| report.read(&crash));
         let handler = handler.and_then(|handler| self.routes.handlers().get(usize::from(handler)));
         if status.is_none() {
             let what = handler.map(|route| format!(", in {} of {}", callback_name(callback), route.name));

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::fleet::crash_report::NAME;
+use crate::fleet::crash::Spot;
 use crate::worker::base::memory::{self, Pages};
 
 /// Mappings with code that are listed, at most; of others only the address is reported.
@@ -23,10 +23,8 @@ const PAGE: usize = 4096;
 struct Mapping {
     start: u64,
     end: u64,
-    /// Where the module was loaded: its own address 0.
-    base: u64,
-    /// The base name of the file, cut, and its size.
-    name: ([u8; NAME], usize),
+    /// Its own address 0: where that was loaded.
+    module: Spot,
     handler: Option<u16>,
 }
 
@@ -42,19 +40,10 @@ unsafe impl Sync for Modules {}
 
 /// A place in the code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CodePlace<'a> {
-    /// The base name of the module; empty without one.
-    pub name: &'a [u8],
-    /// Within the module; without one the address itself.
-    pub offset: u64,
+pub struct CodePlace {
+    pub spot: Spot,
     /// Whose code it is, by index of the routes.
     pub handler: Option<u16>,
-}
-
-impl<'a> CodePlace<'a> {
-    pub fn spot(self) -> (&'a [u8], u64) {
-        (self.name, self.offset)
-    }
 }
 
 impl Modules {
@@ -106,20 +95,18 @@ impl Modules {
         unsafe { std::slice::from_raw_parts(self.room.as_ptr(), self.count.load(Ordering::Acquire)) }
     }
 
-    pub fn place(&self, address: u64) -> CodePlace<'_> {
+    pub fn place(&self, address: u64) -> CodePlace {
         match self.find(address) {
-            Some(mapping) => CodePlace {
-                name: mapping.name.0.get(..mapping.name.1).unwrap_or_default(),
-                offset: address.wrapping_sub(mapping.base),
-                handler: mapping.handler,
-            },
-            None => CodePlace { name: &[], offset: address, handler: None },
+            Some(Mapping { module, handler, .. }) => {
+                CodePlace { spot: module.at(address.wrapping_sub(module.offset)), handler: *handler }
+            }
+            None => CodePlace { spot: Spot::new(b"", address), handler: None },
         }
     }
 
     /// The first return address above `stack` that lies in a handler's code. Async-signal-safe; a bad address is
     /// nowhere.
-    pub fn caller(&self, stack: u64) -> Option<CodePlace<'_>> {
+    pub fn caller(&self, stack: u64) -> Option<CodePlace> {
         let mut page = [0_u8; PAGE];
         let mut at = stack.checked_next_multiple_of(8)?;
         let end = stack.checked_add(STACK as u64)?;
@@ -201,11 +188,10 @@ impl Parser {
         if !access.contains(&b'x') {
             return None;
         }
-        let mut name = ([0; NAME], 0);
         let last = path.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
-        name.1 = name.0.iter_mut().zip(&path[last..]).map(|(to, byte)| *to = *byte).count();
+        let module = Spot::new(&path[last..], self.base);
         let handler = handlers.iter().find(|(_, file)| file.as_os_str().as_bytes() == path);
-        Some(Mapping { start, end, base: self.base, name, handler: handler.map(|(handler, _)| *handler) })
+        Some(Mapping { start, end, module, handler: handler.map(|(handler, _)| *handler) })
     }
 }
 
@@ -236,14 +222,14 @@ mod tests {
         let modules = Modules::reserve().unwrap();
         modules.add(&mut Parser::default(), MAPS.as_bytes(), &[(3, "/h/a b_wsh.so".into())]);
         let place = modules.place(0x7f00_0000_2010);
-        assert_eq!(place, CodePlace { name: b"a b_wsh.so", offset: 0x2010, handler: Some(3) });
+        assert_eq!(place, CodePlace { spot: Spot::new(b"a b_wsh.so", 0x2010), handler: Some(3) });
         assert_eq!(
             modules.place(0x55d0_a000_5001),
-            CodePlace { name: b"wshd", offset: 0x5001, handler: None }
+            CodePlace { spot: Spot::new(b"wshd", 0x5001), handler: None }
         );
         // Data, a hole, and what has no file.
         for address in [0x7f00_0000_0000, 0x7f00_0000_3000, 0x7f00_0000_4000, 0xdead000, 0] {
-            assert_eq!(modules.place(address), CodePlace { name: b"", offset: address, handler: None });
+            assert_eq!(modules.place(address), CodePlace { spot: Spot::new(b"", address), handler: None });
         }
     }
 
@@ -253,13 +239,15 @@ mod tests {
         modules.fill(&[]);
         let place = modules.place(our_own_code_is_found as *const () as u64);
         let exe = std::env::current_exe().unwrap();
-        assert_eq!(place.name, exe.file_name().unwrap().as_encoded_bytes());
+        assert_eq!(place.spot.module(), exe.file_name().unwrap().to_str().unwrap());
     }
 
     #[inline(never)]
     fn search(modules: &Modules) -> Option<(u64, u64)> {
         let here = 0_u64;
-        modules.caller(&raw const here as u64).map(|place| (place.offset, u64::from(place.handler.unwrap())))
+        modules
+            .caller(&raw const here as u64)
+            .map(|place| (place.spot.offset, u64::from(place.handler.unwrap())))
     }
 
     #[test]

@@ -5,6 +5,7 @@
 use std::cell::Cell;
 use std::ffi::c_void;
 
+use crate::fleet::crash::CrashFacts;
 use crate::fleet::crash_report::{self, CrashReport};
 use crate::fleet::current_call::{CurrentCall, Message};
 use crate::worker::base::memory;
@@ -70,35 +71,37 @@ pub struct Collector {
 }
 
 impl Collector {
-    /// Collects everything; returns whose code was running, if it is a handler's. `record` must be intact.
-    /// Async-signal-safe.
+    /// Collects what there is about the connection in `facts`, whose `record` must be intact; returns whose code was running, if
+    /// it is a handler's. Async-signal-safe.
     pub fn collect(
         &self,
         at: Registers,
         current_call: &CurrentCall,
-        conn: u64,
         record: Option<&Record>,
+        facts: &mut CrashFacts,
     ) -> Option<u16> {
-        self.crash_report.clear();
         let (code, via) = self.find_code(at);
-        self.crash_report.note_code(code.map(CodePlace::spot), via.map(CodePlace::spot));
+        facts.code = code.map_or(facts.code, |code| code.spot);
+        facts.via = via.map_or(facts.via, |via| via.spot);
         if let Some(record) = record {
-            self.crash_report.note_peer(record.peer);
+            facts.peer = record.peer;
             let strings = record.strings();
-            self.crash_report.note_strings([Some(strings.resource), strings.origin, strings.protocol]);
+            facts.strings =
+                self.crash_report.keep_strings([Some(strings.resource), strings.origin, strings.protocol]);
         }
+        let conn = facts.conn;
         let of_loop =
             || current_call.message().filter(|_| current_call.current().is_some_and(|(.., at)| at == conn));
         let held = Some(HELD.get()).filter(|held| held.kind != 0);
         if let Some(message) = held.or_else(of_loop) {
-            self.copy(message);
+            self.copy(message, facts);
         }
         let of_thread = || self.modules.place(threads::began_with()).handler;
         code.and_then(|code| code.handler).or_else(of_thread)
     }
 
     /// The handler's code, and the library's that it had called.
-    fn find_code(&self, at: Registers) -> (Option<CodePlace<'_>>, Option<CodePlace<'_>>) {
+    fn find_code(&self, at: Registers) -> (Option<CodePlace>, Option<CodePlace>) {
         let code = (at.code != 0).then(|| self.modules.place(at.code));
         if code.is_some_and(|code| code.handler.is_some()) {
             return (code, None);
@@ -109,21 +112,21 @@ impl Collector {
         }
     }
 
-    fn copy(&self, message: Message) {
-        self.crash_report.note_message(message.kind, message.size);
+    fn copy(&self, message: Message, facts: &mut CrashFacts) {
+        (facts.kind, facts.size) = (message.kind, message.size);
         let mut piece = [0_u8; PIECE];
-        let mut at = 0;
         loop {
-            let size = (message.size - at).min(PIECE as u64) as usize;
-            let Some(room) = piece.get_mut(..size) else { return };
-            if size > 0 && !memory::read(message.data.wrapping_add(at), room) {
+            let at = u64::from(facts.kept);
+            let Some(room) = piece.get_mut(..(message.size - at).min(PIECE as u64) as usize) else { return };
+            if !room.is_empty() && !memory::read(message.data.wrapping_add(at), room) {
                 return;
             }
             if at == 0 {
-                self.crash_report.note_hash(crash_report::hash(room));
+                (facts.hash, facts.is_hashed) = (crash_report::hash(room), 1);
             }
-            at += size as u64;
-            if size == 0 || !self.crash_report.note_bytes(room) {
+            let kept = self.crash_report.keep_bytes(facts.kept, room);
+            facts.kept += kept;
+            if kept == 0 || (kept as usize) < room.len() {
                 return;
             }
         }

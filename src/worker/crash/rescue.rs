@@ -21,7 +21,7 @@ use crate::clock;
 use crate::ffi::place::{Callback, place};
 use crate::ffi::strict;
 use crate::fleet::control::CRASHED;
-use crate::fleet::crash::UNATTRIBUTED;
+use crate::fleet::crash::{CrashFacts, UNATTRIBUTED};
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::{START, Slot};
 use crate::time::Instant;
@@ -182,10 +182,11 @@ impl RescueContext {
         // The event loop's own code has crashed, or the signal was sent from outside: no handler is to blame.
         let idle = callback == Callback::None && is_loop;
         let registers = Registers { stack: if idle { 0 } else { registers.stack }, ..registers };
-        let whose_code = self.collector.collect(registers, self.slot.call, culprit, record);
+        let mut facts = CrashFacts::new((signal, address), (callback as u32, culprit));
+        let whose_code = self.collector.collect(registers, self.slot.call, record, &mut facts);
         // A thread that the handler has made serves no connection, but its code is known.
         let handler = record.map(|record| record.handler).or(whose_code);
-        self.slot.crash.note(signal, address, handler, callback as u32, culprit);
+        self.slot.crash.note(&facts.in_handler(handler));
         let young = clock::now().since(self.slot.started()) < YOUNG;
         let count = self.slot.crash.count_nameless(culprit == 0, young);
         let is_nameless = culprit == 0 && handler.is_none();

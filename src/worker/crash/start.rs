@@ -13,6 +13,7 @@ use std::{io, mem};
 use crate::clock;
 use crate::ffi::place::Callback;
 use crate::fleet::control::CRASHED;
+use crate::fleet::crash::CrashFacts;
 use crate::fleet::peer::Peer;
 use crate::fleet::scoreboard::Slot;
 use crate::worker::crash::modules::Modules;
@@ -117,12 +118,14 @@ pub fn note_death(signal: c_int, address: u64, registers: Registers) -> bool {
         return false; // a child of a handler
     }
     watch.collector.modules.fill(&watch.handlers);
-    let whose_code = watch.collector.collect(registers, watch.slot.call, 0, None);
-    let (handler, callback) = match watch.slot.call.current().filter(|_| me == pid) {
+    let mut facts = CrashFacts::new((signal, address), (0, 0));
+    let whose_code = watch.collector.collect(registers, watch.slot.call, None, &mut facts);
+    let handler;
+    (handler, facts.callback) = match watch.slot.call.current().filter(|_| me == pid) {
         Some((handler, callback, _)) => (Some(handler), callback),
         None => (whose_code, 0), // another thread
     };
-    watch.slot.crash.note(signal, address, handler, callback, 0);
+    watch.slot.crash.note(&facts.in_handler(handler));
     // If it cannot be told it will notice the death.
     rescue::send(watch.control, &CRASHED[..], 0);
     true
