@@ -9,7 +9,7 @@
 //! counted from the crash until it arrives.
 //!
 //! A row has room for a number of addresses, eight in a line; an address can lie in one line only. Where that is full
-//! the address is not counted, and so not limited: nobody is refused for want of room. Lines are chosen by a hash with
+//! the address is not counted, and so not limited: a full table refuses nobody. Lines are chosen by a hash with
 //! a secret key, so that nobody can fill another's on purpose.
 #![allow(unsafe_code)]
 
@@ -153,7 +153,7 @@ impl Addresses {
         self.all().filter(|row| row.pid.load(Ordering::Acquire) == pid).for_each(Row::release);
     }
 
-    /// Rows of a pool that are those of none of its processes, which can only be damage, are free again. [supervisor]
+    /// Resets what is corrupt: rows of a pool whose process does not exist. [supervisor]
     pub fn mend(&self, pool: usize, is_there: impl Fn(i32) -> bool) {
         let is_lost =
             |row: &&Row| Some(row.pid.load(Ordering::Acquire)).is_some_and(|pid| pid != 0 && !is_there(pid));

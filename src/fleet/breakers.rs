@@ -56,7 +56,7 @@ impl Breakers {
         Some(CircuitBreaker { until: self.until.get(usize::from(handler))?, probe })
     }
 
-    /// A process has ended, whose probes have shown nothing; there are so many handlers. [supervisor]
+    /// A process has ended: its probes are inconclusive. There are so many handlers. [supervisor]
     pub fn release(&self, pid: i32, handlers: usize) {
         let probes = self.probes.iter().flat_map(|(_, probes)| probes.iter().take(handlers));
         probes.for_each(|probe| probe.release(pid));
@@ -71,7 +71,7 @@ impl Probe {
 
 /// No probe since the breaker was opened.
 const NOT_PROBED: i32 = 0;
-/// The last probe has shown nothing.
+/// The last probe ended before it had succeeded or failed.
 const INCONCLUSIVE: i32 = -1;
 
 /// The state of a circuit breaker.
@@ -158,7 +158,7 @@ impl CircuitBreaker {
         is_same
     }
 
-    /// The probe of this process is over and has shown nothing. [worker]
+    /// The probe of this process has ended, inconclusive. [worker]
     pub fn release(&self, pid: i32) {
         self.probe.release(pid);
     }

@@ -291,7 +291,7 @@ impl Counters {
         let claim =
             |head: &Head| head.owner.compare_exchange(0, pid, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         let Some((head, handler_counters)) = self.lanes_of(pool).find(|(head, _)| claim(head)) else {
-            log::error!("no counter lane is free: this process counts nothing");
+            log::error!("no counter row is free: this process is not counted in the metrics");
             let handler_counters =
                 self.entries.iter().map(|_| HandlerCounters::default()).collect::<Vec<_>>().leak();
             return Lane { head: Box::leak(Box::default()), handler_counters };
@@ -335,8 +335,8 @@ impl Counters {
         lost
     }
 
-    /// Lanes of a pool whose owner is not one of its processes, and places that are neither used nor not, which can only be
-    /// damage, are made anew. [supervisor]
+    /// Resets what is corrupt: lanes of a pool whose owner is not one of its processes, and places whose flag is no flag.
+    /// [supervisor]
     pub fn mend(&self, pool: usize, is_there: impl Fn(i32) -> bool) {
         for (head, handler_counters) in self.lanes_of(pool) {
             let owner = head.owner.load(Ordering::Acquire);

@@ -245,12 +245,12 @@ impl HandlerCounters {
         single.into_iter().chain(topics.all()).chain(statuses).chain(closes.iter().flatten())
     }
 
-    /// Adds all of another one.
     pub(super) fn clear(&self) {
         self.counts().for_each(Count::clear);
         self.times.iter().for_each(Times::clear);
     }
 
+    /// Adds all of another one.
     pub(super) fn add_all(&self, other: &HandlerCounters) {
         self.counts().zip(other.counts()).for_each(|(to, from)| to.add(from.get()));
         self.times.iter().zip(&other.times).for_each(|(to, from)| to.add_all(from));

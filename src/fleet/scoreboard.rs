@@ -118,7 +118,7 @@ impl Scoreboard {
     pub fn changed(&self) {
         let Some(throttle) = self.throttle() else { return };
         throttle.tick.fetch_add(1, Ordering::SeqCst);
-        // Who waits sets the flag again, so a waiter that was killed leaves no trace for longer than one change.
+        // A waiter sets the flag again: that of one that was killed is cleared by the next change.
         if throttle.waiting.swap(0, Ordering::SeqCst) != 0 {
             futex(&throttle.tick, libc::FUTEX_WAKE, i32::MAX as u32, std::ptr::null());
         }
@@ -269,8 +269,8 @@ impl Slot {
         State::from_repr(self.load.state.load(Ordering::Acquire)).unwrap_or(State::Empty)
     }
 
-    /// Whether its process has left something here that it cannot have written in good order: a handler has written over the
-    /// memory of its pool. Not to be asked without a process. [supervisor]
+    /// Whether its record is corrupt: a handler has written over the memory of its pool. Not to be asked without a process.
+    /// [supervisor]
     pub fn is_damaged(&self) -> bool {
         let fault = self.load.fault.load(Ordering::Relaxed);
         self.state() == State::Empty || fault != 0 && self.fault().is_none()

@@ -66,7 +66,7 @@ impl Shared {
         self.scoreboard.assign(slot, place)
     }
 
-    /// What processes of a pool have claimed that are not there, which can only be damage, is made anew. [supervisor]
+    /// Resets what is corrupt: what processes of a pool have claimed that do not exist. [supervisor]
     pub fn mend(&self, pool: usize, is_there: impl Fn(i32) -> bool) {
         let of_pool = self.scoreboard.slots().filter(|(_, slot)| usize::from(slot.place().pool) == pool);
         of_pool.for_each(|(_, slot)| slot.crash.mend(&is_there));

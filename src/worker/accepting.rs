@@ -42,7 +42,7 @@ impl Worker {
             self.conns.presence.report(Report::Faulty);
         }
         if self.acceptor.exists() {
-            self.acceptor.end_rest();
+            self.acceptor.resume();
             self.acceptor.share.watch_saturation();
         }
         self.accept_from_all();
@@ -82,7 +82,7 @@ impl Worker {
                     return admission::cut(&socket, refusal);
                 }
                 self.conns.presence.accepted();
-                self.handshakes.refuse_politely(socket, refusal);
+                self.handshakes.refuse_with_response(socket, refusal);
             }
         }
     }

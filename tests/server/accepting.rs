@@ -169,7 +169,7 @@ fn a_worker_whose_listening_socket_was_closed_is_not_waited_for_and_is_replaced(
     drop((deaf, open_ones, open(&server)));
     server.stop();
     let log = server.log();
-    assert_eq!(log.matches("accepts no more there").count(), 1, "{log}");
+    assert_eq!(log.matches("no longer accepts connections on it").count(), 1, "{log}");
 }
 
 #[test]

@@ -32,7 +32,7 @@ use crate::worker::conn::handoff::{Arrivals, Beside, Purpose, Shipment, unsent_o
 use crate::worker::conn::places::RawPlaces;
 use crate::worker::conn::record::{NOTHING, Record, flags};
 use crate::worker::crash::report::{Collector, Registers};
-use crate::worker::crash::signals::{nap, stop_other_threads, wait_for_the_end};
+use crate::worker::crash::signals::{park_until_exit, sleep_briefly, stop_other_threads};
 use crate::worker::crash::start;
 
 /// How long to wait for the event loop to finish what it is doing.
@@ -41,7 +41,7 @@ const FINISH_TIME: Duration = Duration::from_millis(50);
 /// that has just moved into it.
 const YOUNG: Duration = Duration::from_secs(10);
 /// After this many such crashes in a row in which not even the handler is known, all connections are closed.
-const HOPELESS: u32 = 6;
+const MAX_UNATTRIBUTED: u32 = 6;
 
 const CLOSE_1011: &[u8] = &[0x88, 2, 0x03, 0xf3];
 const CLOSE_1012: &[u8] = &[0x88, 2, 0x03, 0xf4];
@@ -93,7 +93,7 @@ pub fn prepare(context: RescueContext) -> io::Result<()> {
     Ok(())
 }
 
-/// The worker leaves in good order: from here on its end is no crash.
+/// The worker exits normally: from here on its end is not a crash.
 pub fn dismiss() {
     CONTEXT.store(null_mut(), Ordering::Release);
 }
@@ -115,7 +115,7 @@ pub fn begin_work() {
     BUSY.store(true, Ordering::SeqCst);
     if WANTED.load(Ordering::SeqCst) {
         BUSY.store(false, Ordering::SeqCst);
-        wait_for_the_end();
+        park_until_exit();
     }
 }
 
@@ -140,14 +140,14 @@ pub fn rescue(signal: c_int, address: u64, registers: Registers) -> bool {
         // A crash within the rescue: the process ends at once.
         Err(other) if other == me => return true,
         // Another thread was first, and will stop this one.
-        Err(_) => wait_for_the_end(),
+        Err(_) => park_until_exit(),
     }
     // Signals keep their handlers: other threads may crash until they have been stopped, and must wait then.
     WANTED.store(true, Ordering::SeqCst);
     if me != pid {
         let give_up = clock::now() + FINISH_TIME;
         while BUSY.load(Ordering::SeqCst) && clock::now() < give_up {
-            nap();
+            sleep_briefly();
         }
     }
     stop_other_threads(pid, me);
@@ -169,7 +169,7 @@ struct Blame {
     culprit: u64,
     /// A handler that crashes again and again, with no connection to blame, or is suspected of it.
     handler: Option<u16>,
-    /// Nothing has helped.
+    /// Close all: no handler could be blamed, again and again.
     all: bool,
 }
 
@@ -193,7 +193,7 @@ impl RescueContext {
         self.slot.crash.note_last(self.slot.call.last().filter(|_| is_nameless && young));
         let known = handler.filter(|_| count > UNATTRIBUTED);
         let suspect = known.or_else(|| self.slot.crash.suspect());
-        Blame { culprit, handler: suspect, all: count > HOPELESS && is_nameless }
+        Blame { culprit, handler: suspect, all: count > MAX_UNATTRIBUTED && is_nameless }
     }
 
     fn record(&self, slot: usize) -> Option<&Record> {

@@ -165,7 +165,7 @@ pub fn uninterrupted<R>(work: impl FnOnce() -> R) -> R {
     let result = work();
     if UNINTERRUPTED.fetch_sub(1, Ordering::SeqCst) == 1 && STOPPING.load(Ordering::SeqCst) {
         // The signal comes once more, and stops it here.
-        wait_for_the_end();
+        park_until_exit();
     }
     result
 }
@@ -199,19 +199,19 @@ pub fn stop_other_threads(pid: i32, me: i32) {
         if tell {
             told_at = now;
         }
-        nap();
+        sleep_briefly();
     }
 }
 
 /// Waits for a moment. Async-signal-safe.
-pub fn nap() {
+pub fn sleep_briefly() {
     let pause = libc::timespec { tv_sec: 0, tv_nsec: 50_000 };
     // SAFETY: a live timespec.
     unsafe { libc::nanosleep(&pause, null_mut()) };
 }
 
 /// Waits until the process ends. Async-signal-safe.
-pub fn wait_for_the_end() -> ! {
+pub fn park_until_exit() -> ! {
     loop {
         // SAFETY: waits.
         unsafe { libc::pause() };
@@ -277,7 +277,7 @@ pub extern "C" fn stopped(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {
         return;
     }
     STOPPED.fetch_add(1, Ordering::AcqRel);
-    wait_for_the_end();
+    park_until_exit();
 }
 
 extern "C" fn nothing(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {}

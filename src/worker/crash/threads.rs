@@ -1,7 +1,7 @@
 //! All threads of a worker: each gets a stack for signal handlers, so that an overflow of its own stack is rescued, and
 //! the function that it began with is known, which tells whose thread it is.
 //!
-//! `pthread_create` stands in front of the C library's, since what a handler calls is found in the executable first
+//! `pthread_create` interposes the C library's, since what a handler calls is found in the executable first
 //! (build.rs exports it). Threads that the C library makes by itself (thrd_create, timers) pass it by.
 #![allow(unsafe_code)]
 

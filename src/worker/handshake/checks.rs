@@ -23,7 +23,7 @@ const SHOWN: usize = 100;
 
 impl Handshakes {
     /// Answers a connection that exceeds a limit.
-    pub fn refuse_politely(&self, socket: Socket, refusal: Refusal) {
+    pub fn refuse_with_response(&self, socket: Socket, refusal: Refusal) {
         if let Some(id) = self.add(socket) {
             self.conns.reply(id, answer_unread(refusal));
         }
@@ -55,7 +55,7 @@ impl Handshakes {
                 None
             }
             Ok(Some((client, consumed))) => {
-                self.meet(id, client, true).map_err(|refusal| self.refuse(id, refusal, "")).ok()?;
+                self.set_client(id, client, true).map_err(|refusal| self.refuse(id, refusal, "")).ok()?;
                 Some(match read {
                     Cow::Borrowed(read) => Cow::Borrowed(read.get(consumed..).unwrap_or_default()),
                     Cow::Owned(read) => Cow::Owned(read.get(consumed..).unwrap_or_default().to_vec()),
@@ -70,7 +70,7 @@ impl Handshakes {
     }
 
     /// Makes the client behind a proxy the peer of this connection.
-    pub fn meet(&self, id: u64, client: Option<SocketAddr>, by_header: bool) -> Result<(), Refusal> {
+    pub fn set_client(&self, id: u64, client: Option<SocketAddr>, by_header: bool) -> Result<(), Refusal> {
         let core = &mut *self.conns.core.borrow_mut();
         let Some(record) = core.table.record(id) else { return Ok(()) };
         let mut admitted = Ok(());
@@ -110,7 +110,7 @@ impl Handshakes {
         if admission.proxy.is_any() && trusts(peer) {
             let met = match forwarded::client(head, peer, |ip| admission.proxy.trusts(Some(ip))) {
                 Ok(client) if client == peer => Ok(()),
-                Ok(client) => self.meet(id, client, false).map_err(|refusal| (refusal, String::new())),
+                Ok(client) => self.set_client(id, client, false).map_err(|refusal| (refusal, String::new())),
                 Err(malformed) => Err((Refusal::Forwarded, format!(": {malformed}"))),
             };
             if let Err((refusal, detail)) = met {

@@ -68,12 +68,12 @@ struct ListenSocket {
     inode: Option<u64>,
     failed: AtomicBool,
     /// It is not in the poll, since the server drains.
-    rests: AtomicBool,
+    suspended: AtomicBool,
 }
 
 impl ListenSocket {
     fn new(source: Source) -> Self {
-        Self { inode: inode(&source), source, failed: false.into(), rests: false.into() }
+        Self { inode: inode(&source), source, failed: false.into(), suspended: false.into() }
     }
 
     fn is_intact(&self) -> bool {
@@ -81,7 +81,7 @@ impl ListenSocket {
     }
 
     fn is_usable(&self) -> bool {
-        !self.failed.load(Ordering::Relaxed) && !self.rests.load(Ordering::Relaxed)
+        !self.failed.load(Ordering::Relaxed) && !self.suspended.load(Ordering::Relaxed)
     }
 }
 
@@ -233,7 +233,7 @@ impl Acceptor {
         let Some(socket) = self.sockets.get(number).filter(|socket| socket.is_usable()) else {
             return false;
         };
-        if self.is_resting(socket) {
+        if self.suspend_if_draining(socket) {
             return false;
         }
         let mut preamble = self.preamble.lock().unwrap_or_else(PoisonError::into_inner);
@@ -255,7 +255,7 @@ impl Acceptor {
                     return false;
                 }
                 // It was shut down just now.
-                Err(Errno::EINVAL) if self.is_resting(socket) => return false,
+                Err(Errno::EINVAL) if self.suspend_if_draining(socket) => return false,
                 Err(error) => {
                     // It was shut down, since the server stops or does not listen there any more.
                     let is_shut_down = error == Errno::EINVAL && socket.is_intact();
@@ -275,32 +275,32 @@ impl Acceptor {
 
     /// While the server drains nothing is accepted but what gateways have accepted, and what has to be refused here. [event
     /// loop]
-    fn is_resting(&self, socket: &ListenSocket) -> bool {
-        let may_rest =
+    fn suspend_if_draining(&self, socket: &ListenSocket) -> bool {
+        let may_suspend =
             matches!(&socket.source, Source::Listener(listener) if !listener.is_refused_by_workers());
-        let rests = may_rest && !self.share.scoreboard.bulletin().readiness().accepts();
-        if rests {
+        let is_suspended = may_suspend && !self.share.scoreboard.bulletin().readiness().accepts();
+        if is_suspended {
             let _state = self.lock(); // the throttle may be putting it into the poll
             self.poll.forget(&socket.source);
-            socket.rests.store(true, Ordering::Relaxed);
+            socket.suspended.store(true, Ordering::Relaxed);
         }
-        rests
+        is_suspended
     }
 
     /// Once in a second: the server may have resumed. [event loop]
-    pub fn end_rest(&self) {
+    pub fn resume(&self) {
         if !self.share.scoreboard.bulletin().readiness().accepts() {
             return;
         }
         let state = self.lock();
         for (socket, token) in self.sockets.iter().zip(LISTENER..) {
-            let rested = socket.rests.swap(false, Ordering::Relaxed);
-            if rested
+            let was_suspended = socket.suspended.swap(false, Ordering::Relaxed);
+            if was_suspended
                 && *state == AcceptState::Accepting
                 && let Err(error) = self.poll.add_shared(&socket.source, token)
             {
                 log::warn!("cannot watch {}: epoll: {error}; trying again", socket.source);
-                socket.rests.store(true, Ordering::Relaxed);
+                socket.suspended.store(true, Ordering::Relaxed);
             }
         }
     }
@@ -321,14 +321,14 @@ impl Acceptor {
                 log::error!("{GATEWAYS}: malformed preamble; connection dropped");
                 Err(Errno::EINTR)
             }
-            // The supervisor has vanished, and with it all who could send.
+            // The supervisor has died: nobody can send.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(Errno::EINVAL),
             Err(error) => Err(Errno::from_raw(error.raw_os_error().unwrap_or(0))),
         }
     }
 
     fn lose(&self, socket: &ListenSocket, error: &dyn fmt::Display) {
-        log::error!("accept on {}: {error}; this worker accepts no more there", socket.source);
+        log::error!("accept on {}: {error}; this worker no longer accepts connections on it", socket.source);
         socket.failed.store(true, Ordering::Relaxed);
         self.share.slot.set_fault(Some(Fault::Listener));
     }

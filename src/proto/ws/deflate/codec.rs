@@ -32,7 +32,7 @@ const INFLATER: usize = 44 * 1024;
 #[derive(Debug, Default)]
 pub struct Codecs {
     compressors: Vec<(CompressorKey, Box<Compress>)>,
-    #[allow(clippy::vec_box)] // the boxes wander between here and the connections
+    #[allow(clippy::vec_box)] // boxes move between the pool and connections
     inflaters: Vec<Box<Decompress>>,
 }
 
