@@ -14,7 +14,8 @@ use crate::ctl::request::Id;
 use crate::ffi::callback_name;
 use crate::fleet::breakers::{BreakerState, Breakers, CircuitBreaker};
 use crate::fleet::control::Channel;
-use crate::fleet::counters::{Counters, Traffic};
+use crate::fleet::counters::Counters;
+use crate::fleet::handler_counters::Traffic;
 use crate::fleet::listener::Listener;
 use crate::fleet::proc;
 use crate::fleet::routes::Routes;
@@ -204,12 +205,7 @@ impl<'a> View<'a> {
             pool: pool.map_or_else(String::new, |pool| pool.name.clone()),
             file: route.file.display().to_string(),
             connections: counters.open.get(),
-            totals: Totals {
-                messages_in: counters.messages_in.get(),
-                messages_out: counters.messages_out.get(),
-                bytes_in: counters.bytes_in.get(),
-                bytes_out: counters.bytes_out.get(),
-            },
+            totals: totals(counters.traffic()),
             quarantine: self.breakers.get(self.config.pool_of(&route.resource), number).and_then(quarantine),
         })
     }

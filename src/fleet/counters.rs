@@ -11,7 +11,8 @@
 use std::io;
 use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
-use super::handler_counters::{Count, HandlerCounters, Times};
+use super::cell::SharedCell;
+use super::handler_counters::{Count, HandlerCounters, Times, Traffic};
 use super::memory::{Audience, Memory, Owner, PerPool};
 use super::region::Shareable;
 use super::routes::Routes;
@@ -113,7 +114,7 @@ struct Head {
     /// Number of the owner's slot plus 1; 0: nobody was ever here.
     slot: AtomicU32,
     /// The traffic when the owner began.
-    before: [Count; 4],
+    before: SharedCell<Traffic, 4>,
     present: Present,
     /// Messages that were published since all before them were on their way to the bus.
     unpublished: Count,
@@ -177,19 +178,6 @@ impl Lane {
     pub fn unpublished(&self) -> &'static Count {
         &self.head.unpublished
     }
-}
-
-/// Messages and payload bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Traffic {
-    /// Messages received.
-    pub messages_in: u64,
-    /// Payload bytes received.
-    pub bytes_in: u64,
-    /// Messages sent.
-    pub messages_out: u64,
-    /// Payload bytes sent.
-    pub bytes_out: u64,
 }
 
 /// All counters. They live until the last process ends.
@@ -297,12 +285,7 @@ impl Counters {
             return Lane { head: Box::leak(Box::default()), handler_counters };
         };
         self.clear_present(head, handler_counters);
-        let now = self.traffic(handler_counters);
-        let now = [now.messages_in, now.bytes_in, now.messages_out, now.bytes_out];
-        for (before, now) in head.before.iter().zip(now) {
-            before.clear();
-            before.add(now);
-        }
+        head.before.store(&self.traffic(handler_counters));
         head.slot.store(slot as u32 + 1, Ordering::Release);
         Lane { head, handler_counters }
     }
@@ -371,14 +354,7 @@ impl Counters {
     pub fn traffic_of(&self, pid: i32) -> Option<Traffic> {
         let (head, handler_counters) =
             self.used_lanes().find(|(head, _)| head.owner.load(Ordering::Acquire) == pid && pid != 0)?;
-        let now = self.traffic(handler_counters);
-        let [messages_in, bytes_in, messages_out, bytes_out] = head.before.each_ref().map(Count::get);
-        Some(Traffic {
-            messages_in: now.messages_in.saturating_sub(messages_in),
-            bytes_in: now.bytes_in.saturating_sub(bytes_in),
-            messages_out: now.messages_out.saturating_sub(messages_out),
-            bytes_out: now.bytes_out.saturating_sub(bytes_out),
-        })
+        Some(self.traffic(handler_counters).each(head.before.load(), u64::saturating_sub))
     }
 
     /// What the processes of some slots have together, those that leave a slot included. [any process]
@@ -393,12 +369,8 @@ impl Counters {
     }
 
     fn traffic(&self, handler_counters: &[HandlerCounters]) -> Traffic {
-        handler_counters.iter().zip(self.entries()).fold(Traffic::default(), |sum, (counters, _)| Traffic {
-            messages_in: sum.messages_in.wrapping_add(counters.messages_in.get()),
-            bytes_in: sum.bytes_in.wrapping_add(counters.bytes_in.get()),
-            messages_out: sum.messages_out.wrapping_add(counters.messages_out.get()),
-            bytes_out: sum.bytes_out.wrapping_add(counters.bytes_out.get()),
-        })
+        let all = handler_counters.iter().zip(self.entries()).map(|(counters, _)| counters.traffic());
+        all.fold(Traffic::default(), |sum, one| sum.each(one, u64::wrapping_add))
     }
 
     /// As far as this process can see them.

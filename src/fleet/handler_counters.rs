@@ -3,6 +3,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
 /// A number that only grows, or that says how much there is.
 #[derive(Debug, Default)]
 #[repr(transparent)]
@@ -145,6 +147,32 @@ impl TopicCounters {
     }
 }
 
+/// Messages and payload bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+pub struct Traffic {
+    /// Messages received.
+    pub messages_in: u64,
+    /// Payload bytes received.
+    pub bytes_in: u64,
+    /// Messages sent.
+    pub messages_out: u64,
+    /// Payload bytes sent.
+    pub bytes_out: u64,
+}
+
+impl Traffic {
+    /// Each number made of the two that there are.
+    pub(super) fn each(self, other: Self, of: fn(u64, u64) -> u64) -> Self {
+        Self {
+            messages_in: of(self.messages_in, other.messages_in),
+            bytes_in: of(self.bytes_in, other.bytes_in),
+            messages_out: of(self.messages_out, other.messages_out),
+            bytes_out: of(self.bytes_out, other.bytes_out),
+        }
+    }
+}
+
 /// What one process, or those that had its lane before, did for one handler. Written by the event loop of that
 /// process, but where it says otherwise.
 #[derive(Debug, Default)]
@@ -182,6 +210,16 @@ impl HandlerCounters {
     pub fn sent(&self, bytes: usize, last: bool) {
         self.messages_out.add(last.into());
         self.bytes_out.add(bytes as u64);
+    }
+
+    /// Received and sent.
+    pub fn traffic(&self) -> Traffic {
+        Traffic {
+            messages_in: self.messages_in.get(),
+            bytes_in: self.bytes_in.get(),
+            messages_out: self.messages_out.get(),
+            bytes_out: self.bytes_out.get(),
+        }
     }
 
     /// A request was answered with this status; 0: not at all.
