@@ -307,7 +307,7 @@ fn a_reload_may_change_the_address() {
     server.signal(Signal::SIGHUP);
     server.says("reload: done");
     assert_eq!(ask(&sockets[1]), 200);
-    assert!(!sockets[0].exists());
+    until("the socket of before is removed", || !sockets[0].exists());
     std::fs::write(&config, "").unwrap();
     server.signal(Signal::SIGHUP);
     until("nothing is served any more", || !sockets[1].exists() && process(&server).is_none());
