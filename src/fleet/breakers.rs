@@ -18,13 +18,13 @@ use crate::time::Instant;
 pub struct CircuitBreaker {
     /// When it becomes half-open (ns of the monotonic clock); 0: it is closed. Written by the supervisor.
     until: &'static AtomicU64,
-    probe: &'static Probe,
+    probe: &'static ProbeState,
 }
 
 /// What the workers of its pool say. All zero: nothing yet.
 #[derive(Debug, Default)]
 #[repr(C)]
-struct Probe {
+struct ProbeState {
     /// The `until` of which a probe has succeeded: the breaker is closed.
     passed: AtomicU64,
     /// The process that has let the probe through; [`NOT_PROBED`], or [`INCONCLUSIVE`].
@@ -32,13 +32,13 @@ struct Probe {
 }
 
 // SAFETY: atomic integers.
-unsafe impl Shareable for Probe {}
+unsafe impl Shareable for ProbeState {}
 
 /// The breakers of all handlers, by the pool that serves them.
 #[derive(Debug)]
 pub struct Breakers {
     until: &'static [AtomicU64],
-    probes: PerPool<Probe>,
+    probes: PerPool<ProbeState>,
 }
 
 impl Breakers {
@@ -63,7 +63,7 @@ impl Breakers {
     }
 }
 
-impl Probe {
+impl ProbeState {
     fn release(&self, pid: i32) {
         let _ = self.prober.compare_exchange(pid, INCONCLUSIVE, Ordering::AcqRel, Ordering::Relaxed);
     }

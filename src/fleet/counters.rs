@@ -64,7 +64,7 @@ impl PlaceCounters {
 /// What of a handler belongs to no process. Written by the supervisor.
 #[derive(Debug)]
 #[repr(C, align(64))]
-pub struct Entry {
+pub struct HandlerEntry {
     /// Bytes of the name; 0: nobody has it.
     size: AtomicU32,
     name: [AtomicU8; NAME],
@@ -75,12 +75,12 @@ pub struct Entry {
 }
 
 // SAFETY: atomic integers.
-unsafe impl Shareable for Entry {}
+unsafe impl Shareable for HandlerEntry {}
 
 /// The longest resource that is told from others; bytes.
 const NAME: usize = 236;
 
-impl Entry {
+impl HandlerEntry {
     /// The resource of the handler, `none` or `other`.
     pub fn name(&self) -> String {
         let name = self.name.iter().take(self.size.load(Ordering::Acquire) as usize);
@@ -108,7 +108,7 @@ pub const OTHER: usize = 1;
 /// What is known of a lane as a whole.
 #[derive(Debug, Default)]
 #[repr(C, align(64))]
-struct Head {
+struct LaneHead {
     /// The process that counts here; 0: none.
     owner: AtomicI32,
     /// Number of the owner's slot plus 1; 0: nobody was ever here.
@@ -146,14 +146,14 @@ impl Present {
 }
 
 // SAFETY: atomic integers.
-unsafe impl Shareable for Head {}
+unsafe impl Shareable for LaneHead {}
 // SAFETY: atomic integers.
 unsafe impl Shareable for HandlerCounters {}
 
 /// The lane of one process. [worker]
 #[derive(Clone, Copy, Debug)]
 pub struct Lane {
-    head: &'static Head,
+    head: &'static LaneHead,
     handler_counters: &'static [HandlerCounters],
 }
 
@@ -183,10 +183,10 @@ impl Lane {
 /// All counters. They live until the last process ends.
 #[derive(Debug)]
 pub struct Counters {
-    entries: &'static [Entry],
+    entries: &'static [HandlerEntry],
     /// By number in the pool.
     places: PerPool<PlaceCounters>,
-    heads: PerPool<Head>,
+    heads: PerPool<LaneHead>,
     /// Lane by lane.
     handler_counters: PerPool<HandlerCounters>,
 }
@@ -203,7 +203,7 @@ impl Counters {
         // More would cost address space, of which a worker may have little.
         let count = handlers.saturating_mul(2).max(64) + 2;
         let handler_counters = lanes.checked_mul(count).ok_or(io::ErrorKind::InvalidInput)?;
-        let entries: &[Entry] = memory.table(Owner::Supervisor, count)?;
+        let entries: &[HandlerEntry] = memory.table(Owner::Supervisor, count)?;
         for (entry, name) in [(NONE, "none"), (OTHER, "other")] {
             entries[entry].set(name);
         }
@@ -217,7 +217,7 @@ impl Counters {
 
     /// Sees to it that there is an entry for the handler of this resource; says which. [supervisor, before fork]
     pub fn enter(&self, resource: &str) -> usize {
-        let is_free = |entry: &Entry| entry.size.load(Ordering::Acquire) == 0;
+        let is_free = |entry: &HandlerEntry| entry.size.load(Ordering::Acquire) == 0;
         let known = self.entries.iter().position(|entry| entry.is(resource) || is_free(entry));
         match known.filter(|_| (1..=NAME).contains(&resource.len())) {
             Some(index) => {
@@ -241,12 +241,12 @@ impl Counters {
     }
 
     /// All entries, by number: [`NONE`], [`OTHER`], then the handlers.
-    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
+    pub fn entries(&self) -> impl Iterator<Item = &HandlerEntry> {
         self.entries.iter().take_while(|entry| entry.size.load(Ordering::Acquire) != 0)
     }
 
     /// The entry of this number.
-    pub fn entry(&self, number: usize) -> Option<&Entry> {
+    pub fn entry(&self, number: usize) -> Option<&HandlerEntry> {
         self.entries.get(number)
     }
 
@@ -276,8 +276,9 @@ impl Counters {
 
     /// Takes a lane of its pool for this process, which serves in that slot. If none is free what it counts is lost. [worker]
     pub fn claim(&self, pool: usize, slot: usize, pid: i32) -> Lane {
-        let claim =
-            |head: &Head| head.owner.compare_exchange(0, pid, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        let claim = |head: &LaneHead| {
+            head.owner.compare_exchange(0, pid, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        };
         let Some((head, handler_counters)) = self.lanes_of(pool).find(|(head, _)| claim(head)) else {
             log::error!("no counter row is free: this process is not counted in the metrics");
             let handler_counters =
@@ -300,7 +301,7 @@ impl Counters {
     }
 
     /// What is counted of the present, not of all time.
-    fn clear_present(&self, head: &Head, handler_counters: &[HandlerCounters]) {
+    fn clear_present(&self, head: &LaneHead, handler_counters: &[HandlerCounters]) {
         handler_counters.iter().zip(self.entries()).for_each(|(counters, _)| counters.open.clear());
         head.present.counts().into_iter().for_each(Count::clear);
     }
@@ -374,17 +375,17 @@ impl Counters {
     }
 
     /// As far as this process can see them.
-    fn lanes(&self) -> impl Iterator<Item = (&'static Head, &'static [HandlerCounters])> {
+    fn lanes(&self) -> impl Iterator<Item = (&'static LaneHead, &'static [HandlerCounters])> {
         self.heads.iter().flat_map(|(pool, _)| self.lanes_of(pool))
     }
 
-    fn lanes_of(&self, pool: usize) -> impl Iterator<Item = (&'static Head, &'static [HandlerCounters])> {
+    fn lanes_of(&self, pool: usize) -> impl Iterator<Item = (&'static LaneHead, &'static [HandlerCounters])> {
         let (heads, counters) = (self.heads.get(pool), self.handler_counters.get(pool));
         heads.unwrap_or_default().iter().zip(counters.unwrap_or_default().chunks_exact(self.entries.len()))
     }
 
     /// Without those that nobody has ever had: reading them would take memory.
-    fn used_lanes(&self) -> impl Iterator<Item = (&'static Head, &'static [HandlerCounters])> {
+    fn used_lanes(&self) -> impl Iterator<Item = (&'static LaneHead, &'static [HandlerCounters])> {
         self.lanes().filter(|(head, _)| head.slot.load(Ordering::Acquire) != 0)
     }
 }
@@ -451,7 +452,10 @@ mod tests {
     fn handlers_keep_their_entries_and_the_last_ones_share_one() {
         let counters = counters(1, 8);
         assert_eq!((counters.enter("/b"), counters.enter("/a"), counters.enter("/b")), (2, 3, 2));
-        assert_eq!(counters.entries().map(Entry::name).collect::<Vec<_>>(), ["none", "other", "/b", "/a"]);
+        assert_eq!(
+            counters.entries().map(HandlerEntry::name).collect::<Vec<_>>(),
+            ["none", "other", "/b", "/a"]
+        );
         assert_eq!((counters.entry_of("/a"), counters.entry_of("/c")), (3, OTHER));
         assert_eq!(counters.enter(&format!("/{}", "x".repeat(NAME))), OTHER);
         let entries: Vec<usize> = (0..100).map(|number| counters.enter(&format!("/{number}"))).collect();

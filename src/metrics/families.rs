@@ -10,7 +10,7 @@ use super::{bus, gateways, processes};
 use crate::clock;
 use crate::ffi::callback_name;
 use crate::fleet::breakers::BreakerState;
-use crate::fleet::counters::{DEATHS, Entry, NONE, OTHER, PlaceCounters, Present};
+use crate::fleet::counters::{DEATHS, HandlerEntry, NONE, OTHER, PlaceCounters, Present};
 use crate::fleet::handler_counters::{CALLBACKS, CLOSE_CODES, CLOSERS, HandlerCounters, STATUSES};
 use crate::fleet::routes::Route;
 use crate::fleet::scoreboard::{Place, Slot, State};
@@ -162,7 +162,7 @@ struct Report<'a> {
 /// A handler with counters of its own, or those that share an entry.
 struct Handler<'a> {
     name: String,
-    entry: &'a Entry,
+    entry: &'a HandlerEntry,
     total: HandlerCounters,
 }
 
@@ -261,7 +261,7 @@ impl<'a> Report<'a> {
             let quarantined = breaker.state(now) != BreakerState::Closed;
             text.sample(&[("handler", &route.resource)], u8::from(quarantined));
         }
-        let of_entry: [Source<Entry>; 2] =
+        let of_entry: [Source<HandlerEntry>; 2] =
             [(&CRASHES, |entry| entry.crashes.get()), (&QUARANTINES, |entry| entry.quarantines.get())];
         for (family, read) in of_entry {
             text.family(family);

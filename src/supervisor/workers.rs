@@ -15,7 +15,7 @@ use super::role::{Errand, Parts, Role};
 use super::{Flow, Supervisor, logs, spawn};
 use crate::clock;
 use crate::fleet::control::Command;
-use crate::fleet::counters::{Entry, OTHER, PlaceCounters};
+use crate::fleet::counters::{HandlerEntry, OTHER, PlaceCounters};
 use crate::fleet::inbox::Inbox;
 use crate::fleet::scoreboard::{MAX_SLOTS, Place};
 use crate::time::Instant;
@@ -228,7 +228,7 @@ impl Supervisor {
         record.and_then(|record| self.shared.counters.place(record.place())).map(count);
     }
 
-    pub(super) fn count_handler(&self, handler: u16, count: impl FnOnce(&Entry)) {
+    pub(super) fn count_handler(&self, handler: u16, count: impl FnOnce(&HandlerEntry)) {
         let route = self.generation.routes.handlers().get(usize::from(handler));
         let entry = route.map_or(OTHER, |route| self.shared.counters.entry_of(&route.resource));
         self.shared.counters.entry(entry).map(count);

@@ -12,7 +12,7 @@ use crate::worker::handshake::Handshakes;
 /// How long a probe must stay open.
 const MOMENT: Duration = Duration::from_secs(1);
 
-pub struct Probe {
+pub struct RunningProbe {
     handler: u16,
     conn: u64,
     /// What the breaker is closed with.
@@ -36,7 +36,7 @@ impl Handshakes {
             Decision::Probe { until, first } => {
                 let level = if first { log::Level::Info } else { log::Level::Debug };
                 log::log!(level, "{}: probed by connection {conn:x}", self.handlers.handler_name(handler));
-                self.probes.borrow_mut().push(Probe { handler, conn, until, open_since: None });
+                self.probes.borrow_mut().push(RunningProbe { handler, conn, until, open_since: None });
                 self.conns.life.request_chores();
                 Ok(())
             }
@@ -69,7 +69,7 @@ impl Handshakes {
         });
     }
 
-    fn look_at(&self, probe: &mut Probe) -> Finding {
+    fn look_at(&self, probe: &mut RunningProbe) -> Finding {
         let now = self.conns.life.turn().instant();
         let core = &mut *self.conns.core.borrow_mut();
         match core.table.get(probe.conn).map(|conn| &conn.phase) {

@@ -13,7 +13,7 @@ use crate::http::Site;
 use crate::worker::conn::connections::Conns;
 use crate::worker::conn::handshake::Registry;
 use crate::worker::handshake::authentication::Logins;
-use crate::worker::handshake::breaker_probe::Probe;
+use crate::worker::handshake::breaker_probe::RunningProbe;
 use crate::worker::host::handlers::Handlers;
 use crate::worker::listen::admission::Admission;
 use crate::worker::session::Session;
@@ -31,5 +31,5 @@ pub struct Handshakes {
     pub breakers: &'static Breakers,
     /// Passwords that are being compared.
     pub logins: Logins,
-    pub probes: RefCell<Vec<Probe>>,
+    pub probes: RefCell<Vec<RunningProbe>>,
 }
