@@ -382,7 +382,9 @@ fn an_executable_that_closes_its_channel_is_killed() {
 fn a_stop_during_an_upgrade_leaves_no_process() {
     let dir = Dir::new();
     add_handler(dir.path(), "echo", "echo");
-    let mut upgradable = Upgradable::start(&dir, &["--workers", "1"]);
+    // The worker exits in time, and after the other executable was killed.
+    let mut upgradable = Upgradable::start(&dir, &["--workers", "1", "-o", "close_timeout=1500ms"]);
+    let _silent = connect(&upgradable.server.address(), "/echo");
     upgradable.install(b"#!/bin/sh\ntrap '' TERM\nexec sleep 60\n");
     let before = children(upgradable.supervisor);
     upgradable.server.signal(Signal::SIGUSR2);

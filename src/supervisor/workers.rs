@@ -133,7 +133,8 @@ impl Supervisor {
                 _ => "process".to_owned(),
             };
             log::error!("{name}[{pid}] did not {to}; sending {signal}");
-            if signal == Signal::SIGKILL && !matches!(role, Role::Errand(_)) {
+            let serves_clients = !matches!(role, Role::Errand(_) | Role::Successor);
+            if signal == Signal::SIGKILL && serves_clients {
                 self.slots.on(Event::Killed, now);
             }
             if role == Role::Successor {
