@@ -12,6 +12,7 @@ use crate::ctl::publish::Payload;
 use crate::ctl::record::{MAX_FILE, MAX_MESSAGE, Target};
 use crate::ctl::request::{Change, Id, Request, Switch};
 use crate::ctl::{Order, Show};
+use crate::log::Level;
 use crate::proto::ws::close;
 use crate::settings::{self, file::File, value};
 
@@ -142,7 +143,7 @@ enum Action {
     LogLevel {
         /// fine, debug, info, warn, error or critical
         #[arg(value_name = "LEVEL")]
-        level: Option<String>,
+        level: Option<Level>,
     },
     /// Change the number of workers
     Workers {

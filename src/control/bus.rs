@@ -1,5 +1,4 @@
-//! What the bus is asked for: the list of topics, which it writes into a file in memory, and to publish a message, which it
-//! is given in one. The supervisor looks into neither.
+//! Requests that the bus carries out: it lists topics into a file in memory, and publishes a message that it is given in one.
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
@@ -7,7 +6,7 @@ use std::os::fd::AsFd;
 
 use serde_json::Value;
 
-use super::pending::{TIMEOUT, Task, memory};
+use super::pending::{Replies, TIMEOUT, Told, memory};
 use super::view::View;
 use crate::ctl::answer;
 use crate::ctl::publish::Payload;
@@ -20,73 +19,57 @@ const MAX_BYTES: u64 = 16 << 20;
 /// `WS_TEXT` and `WS_BINARY`.
 const KINDS: [u8; 2] = [1, 2];
 
-/// Something that the bus does for a client.
-pub(super) struct Errand {
-    what: What,
-    /// Topics in the file, or subscribers, once it has replied.
-    count: Option<u64>,
+/// Has the bus list its topics.
+pub(super) fn topics(view: &View<'_>, ticket: u64) -> Told {
+    let file = memory().map_err(|error| format!("cannot list topics: {error}"))?;
+    let asked = ask(view, Command::List { ticket }, &file)?;
+    let answer = |replies: Replies, _: &View<'_>, _| {
+        let list = count_of(&replies).and_then(|_| {
+            let list = read_list(file);
+            list.map_err(|why| format!("the list of the bus: {why}"))
+        });
+        answer::line(&list)
+    };
+    Ok((asked, Box::new(answer)))
 }
 
-enum What {
-    /// It writes the topics into this file.
-    Topics(File),
-    /// It publishes to the topic, in this scope.
-    Publish { scope: String, topic: String },
-}
-
-impl Errand {
-    /// Has the bus list its topics.
-    pub fn topics(view: &View<'_>, ticket: u64) -> Result<(Vec<i32>, Self), String> {
-        let file = memory().map_err(|error| format!("cannot list topics: {error}"))?;
-        let asked = ask(view, Command::List { ticket }, &file)?;
-        Ok((asked, Self { what: What::Topics(file), count: None }))
+/// Has the bus publish a message.
+pub(super) fn publish(
+    (scope, topic): (Option<String>, String),
+    (payload, is_binary): (&Payload, bool),
+    view: &View<'_>,
+    ticket: u64,
+    now: Instant,
+) -> Told {
+    let scope = checked_scope(scope, view)?;
+    checked_name(topic.as_bytes()).ok_or("expected a topic of 1 to 255 bytes without control characters")?;
+    let payload = payload.bytes();
+    if !is_binary && std::str::from_utf8(payload).is_err() {
+        return Err("the message is not UTF-8: publish it with --binary".to_owned());
     }
+    let message = Message { but: 0, kind: KINDS[usize::from(is_binary)], compress: true, payload };
+    let mut frame = Vec::new();
+    Request::Publish { time: now.as_nanos(), key: &key_of(&scope, &topic), message }.append_to(&mut frame);
+    let file = memory().and_then(|mut file| file.write_all(&frame).map(|()| file));
+    let file = file.map_err(|error| format!("cannot publish: {error}"))?;
+    let asked = ask(view, Command::Publish { ticket }, &file)?;
+    let answer = move |replies: Replies, _: &View<'_>, _| {
+        answer::line(&count_of(&replies).map(|count| {
+            let plural = if count == 1 { "" } else { "s" };
+            format!("published to {topic} of {scope}: {count} subscriber{plural} here").into()
+        }))
+    };
+    Ok((asked, Box::new(answer)))
+}
 
-    /// Has the bus publish a message.
-    pub fn publish(
-        (scope, topic): (Option<String>, String),
-        (payload, is_binary): (&Payload, bool),
-        view: &View<'_>,
-        ticket: u64,
-        now: Instant,
-    ) -> Result<(Vec<i32>, Self), String> {
-        let scope = checked_scope(scope, view)?;
-        checked_name(topic.as_bytes())
-            .ok_or("expected a topic of 1 to 255 bytes without control characters")?;
-        let payload = payload.bytes();
-        if !is_binary && std::str::from_utf8(payload).is_err() {
-            return Err("the message is not UTF-8: publish it with --binary".to_owned());
+/// What the bus has replied: topics in the file, or subscribers.
+fn count_of(replies: &Replies) -> Result<u64, String> {
+    match replies.come.first() {
+        Some((_, Report::Listed { listed: count, .. } | Report::Published { subscribers: count, .. })) => {
+            Ok(*count)
         }
-        let message = Message { but: 0, kind: KINDS[usize::from(is_binary)], compress: true, payload };
-        let mut frame = Vec::new();
-        Request::Publish { time: now.as_nanos(), key: &key_of(&scope, &topic), message }
-            .append_to(&mut frame);
-        let file = memory().and_then(|mut file| file.write_all(&frame).map(|()| file));
-        let file = file.map_err(|error| format!("cannot publish: {error}"))?;
-        let asked = ask(view, Command::Publish { ticket }, &file)?;
-        Ok((asked, Self { what: What::Publish { scope, topic }, count: None }))
-    }
-}
-
-impl Task for Errand {
-    fn on_reply(&mut self, _: i32, report: Report) {
-        if let Report::Listed { listed: count, .. } | Report::Published { subscribers: count, .. } = report {
-            self.count = Some(count);
-        }
-    }
-
-    fn answer(self: Box<Self>, silent: &[i32], _: &View<'_>, _: Instant) -> Vec<u8> {
-        answer::line(&match (self.what, self.count) {
-            (What::Topics(file), Some(_)) => {
-                read_list(file).map_err(|why| format!("the list of the bus: {why}"))
-            }
-            (What::Publish { scope, topic }, Some(count)) => {
-                let plural = if count == 1 { "" } else { "s" };
-                Ok(format!("published to {topic} of {scope}: {count} subscriber{plural} here").into())
-            }
-            (_, None) if silent.is_empty() => Err("the bus has ended: try again".to_owned()),
-            (_, None) => Err(format!("the bus has not answered within {} seconds", TIMEOUT.as_secs())),
-        })
+        _ if replies.silent.is_empty() => Err("the bus has ended: try again".to_owned()),
+        _ => Err(format!("the bus has not answered within {} seconds", TIMEOUT.as_secs())),
     }
 }
 

@@ -1,10 +1,8 @@
 //! The server's side of the control socket (`wshd ctl`): reads requests, answers those that only ask, and hands the
-//! others to the supervisor as [`Operation`]s. Sees the server as a [`View`]; changes nothing of it, and never waits.
-//! What a request means is in `crate::ctl::request`.
+//! others to the supervisor. Sees the server as a [`View`]; changes nothing of it, and never waits.
 
 mod bus;
-mod closing;
-mod listing;
+mod connections;
 mod pending;
 mod recording;
 mod socket;
@@ -14,25 +12,21 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use nix::poll::PollFd;
 use serde_json::{Value, json};
 
-use self::bus::Errand;
-use self::closing::{Closing, ClosingAll};
-use self::listing::Listing;
 use self::pending::Pending;
 use self::recording::Recording;
 use self::socket::{Asked, Socket};
 use self::view::View;
 use crate::clock;
 use crate::config;
-use crate::ctl::answer;
-use crate::ctl::request::{Change, Request, Switch};
+use crate::ctl::answer::{self, Handler};
+use crate::ctl::request::{Request, Switch};
 use crate::ctl::topics::Topics;
 use crate::fleet::listener::Listener;
-use crate::log::{self as sink, Level};
+use crate::log as sink;
 use crate::time::Instant;
 
 pub use self::socket::Number;
@@ -50,55 +44,20 @@ pub struct Control {
     pending: Vec<Pending>,
     /// What is recorded, if something is.
     recording: Option<Recording>,
-    /// Clients waiting for a reload that has not begun yet.
-    reload_wanted: Vec<Number>,
-    /// Clients waiting for the reload that is under way.
-    reloading: Vec<Number>,
-    /// Clients waiting for an upgrade.
-    upgrading: Vec<Number>,
+    /// Clients that wait for the end of a reload or an upgrade.
+    waiting: Vec<(Number, Job)>,
     /// The ticket of the next command to a process that replies.
     next_ticket: u64,
 }
 
-/// What a client wants the supervisor to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Operation {
-    /// Stop the server; now: without closing connections first.
-    Stop {
-        /// At once.
-        now: bool,
-    },
-    /// Reload; ends with [`Control::reload_ends`].
+/// What takes its time.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Job {
+    /// A reload that has not begun yet.
+    NextReload,
+    /// The reload that is under way.
     Reload,
-    /// Upgrade; ends with [`Control::upgrade_ends`].
     Upgrade,
-    /// Drain, or do so over another time; answered with [`Control::answer`].
-    Drain {
-        /// Over which time connections are closed; None: as configured.
-        time: Option<Duration>,
-    },
-    /// Serve again; answered with [`Control::answer`].
-    Resume,
-    /// Give up what is not in force yet; answered with [`Control::answer`].
-    Cancel,
-    /// Change the least level of the log; answered with [`Control::answer`].
-    LogLevel(Level),
-    /// Change the number of workers of a pool; answered with [`Control::answer`].
-    Workers {
-        /// Its name.
-        pool: String,
-        /// How.
-        change: Change,
-    },
-    /// Quarantine a handler, or lift its quarantine; answered with [`Control::answer`].
-    Quarantine {
-        /// Number of the handler.
-        handler: u16,
-        /// On or off.
-        state: Switch,
-        /// For how long; None: until it is lifted.
-        time: Option<Duration>,
-    },
 }
 
 /// What becomes of a request.
@@ -108,7 +67,7 @@ enum Outcome {
     /// The answer follows.
     Later,
     /// The supervisor has to do it.
-    Do(Operation),
+    Do(Request),
 }
 
 impl Control {
@@ -160,10 +119,11 @@ impl Control {
         is_over || !self.asked.is_empty() || !self.pending.is_empty()
     }
 
-    /// Answers the requests that were read, and those whose workers have replied or are late; returns what the
-    /// supervisor has to do, and for whom.
-    pub fn serve(&mut self, view: &View<'_>, now: Instant) -> Vec<(Number, Operation)> {
-        let mut operations = Vec::new();
+    /// Answers the requests that were read, and those whose workers have replied or are late. Returns those that the
+    /// supervisor has to carry out: a reload ends with [`reload_ends`](Self::reload_ends), an upgrade with
+    /// [`upgrade_ends`](Self::upgrade_ends), a stop was answered; the others end with [`answer`](Self::answer).
+    pub fn serve(&mut self, view: &View<'_>, now: Instant) -> Vec<(Number, Request)> {
+        let mut to_do = Vec::new();
         self.end_recording(view);
         for Asked { client, pid, uid, line, fd } in std::mem::take(&mut self.asked) {
             let outcome = Request::read(&line).and_then(|request| {
@@ -176,11 +136,11 @@ impl Control {
                 Ok(Outcome::Answer(result)) => self.answer(client, &Ok(result)),
                 Err(why) => self.answer(client, &Err(why)),
                 Ok(Outcome::Later) => {}
-                Ok(Outcome::Do(operation)) => operations.push((client, operation)),
+                Ok(Outcome::Do(request)) => to_do.push((client, request)),
             }
         }
         self.finish_pending(view, now);
-        operations
+        to_do
     }
 
     fn take_up(
@@ -191,74 +151,71 @@ impl Control {
         view: &View<'_>,
         now: Instant,
     ) -> Result<Outcome, String> {
-        let time = |seconds: u32| Duration::from_secs(seconds.into());
         Ok(match request {
             Request::Status {} => Outcome::Answer(json!(view.status(self.started, now))),
             Request::Config {} => Outcome::Answer((*view.config.effective).into()),
+            Request::LogLevel { level: None } => Outcome::Answer(sink::level().name().into()),
             Request::Connections { filter } => {
-                self.wait(client, now, |ticket| Listing::begin(&filter, view, ticket))?
+                self.wait(client, now, |ticket| connections::list(&filter, view, ticket))?
             }
             Request::Close { id: Some(id), filter, code } if filter.is_empty() => {
-                self.wait(client, now, |ticket| Closing::begin(id, code, view, ticket))?
+                self.wait(client, now, |ticket| connections::close(id, code, view, ticket))?
             }
             Request::Close { id: None, filter, code } if !filter.is_empty() => {
-                self.wait(client, now, |ticket| ClosingAll::begin(&filter, code, view, ticket))?
+                self.wait(client, now, |ticket| connections::close_all(&filter, code, view, ticket))?
             }
             Request::Close { .. } => return Err("expected an id, or a filter that is not empty".to_owned()),
-            Request::Cancel {} => Outcome::Do(Operation::Cancel),
-            Request::LogLevel { level: None } => Outcome::Answer(sink::level().name().into()),
-            Request::LogLevel { level: Some(name) } => match Level::from_name(&name) {
-                Some(level) => Outcome::Do(Operation::LogLevel(level)),
-                None => {
-                    let levels = Level::ALL.map(Level::name).join(", ");
-                    return Err(format!("{}: expected one of {levels}", name.escape_debug()));
-                }
-            },
-            Request::Quarantine { resource, state, seconds } => {
-                quarantine(view, resource.as_deref(), state, seconds.map(time))?
-            }
             // Nobody uses any.
             Request::Topics {} if view.bus.is_none() => Outcome::Answer(json!(Topics::default())),
-            Request::Topics {} => self.wait(client, now, |ticket| Errand::topics(view, ticket))?,
+            Request::Topics {} => self.wait(client, now, |ticket| bus::topics(view, ticket))?,
             Request::Publish { scope, topic, binary, data } => self.wait(client, now, |ticket| {
-                Errand::publish((scope, topic), (&data, binary), view, ticket, now)
+                bus::publish((scope, topic), (&data, binary), view, ticket, now)
             })?,
             Request::Record { resource, longest } => {
                 Outcome::Answer(self.record(&resource, longest, fd, view, now)?)
             }
-            Request::Stop { now } => {
+            Request::Quarantine { ref resource, state, seconds } => {
+                match quarantined(view, resource.as_deref(), state, seconds)? {
+                    Some(handlers) => Outcome::Answer(json!(handlers)),
+                    None => Outcome::Do(request),
+                }
+            }
+            Request::Stop { .. } => {
                 self.answer(client, &Ok("stopping".into()));
-                Outcome::Do(Operation::Stop { now })
+                Outcome::Do(request)
             }
             Request::Reload {} => {
-                self.reload_wanted.push(client);
-                Outcome::Do(Operation::Reload)
+                self.waiting.push((client, Job::NextReload));
+                Outcome::Do(request)
             }
             Request::Upgrade {} if view.is_upgrading => {
                 return Err("an upgrade is already under way".to_owned());
             }
             Request::Upgrade {} => {
-                self.upgrading.push(client);
-                Outcome::Do(Operation::Upgrade)
+                self.waiting.push((client, Job::Upgrade));
+                Outcome::Do(request)
             }
-            Request::Drain { seconds } => Outcome::Do(Operation::Drain { time: seconds.map(time) }),
-            Request::Resume {} => Outcome::Do(Operation::Resume),
-            Request::Workers { pool, change } => Outcome::Do(Operation::Workers { pool, change }),
+            Request::Cancel {}
+            | Request::Drain { .. }
+            | Request::Resume {}
+            | Request::LogLevel { level: Some(_) }
+            | Request::Workers { .. } => Outcome::Do(request),
         })
     }
 
     /// The reload begins that clients are waiting for.
     pub fn reload_begins(&mut self) {
-        self.reloading.append(&mut self.reload_wanted);
+        for (_, job) in self.waiting.iter_mut().filter(|(_, job)| *job == Job::NextReload) {
+            *job = Job::Reload;
+        }
     }
 
     /// The reload has ended: clients that waited for it are told.
     pub fn reload_ends(&mut self, result: &Result<String, String>) {
-        let result = result.clone().map_err(|why| format!("reload: {why}"));
-        let result = result.map(|done| Value::String(format!("reload: {done}")));
-        for client in std::mem::take(&mut self.reloading) {
-            self.answer(client, &result);
-        }
+        self.end(
+            Job::Reload,
+            result.clone().map_err(|why| format!("reload: {why}")).map(|done| format!("reload: {done}")),
+        );
     }
 
     /// The upgrade has ended: clients that waited for it are told, and who records.
@@ -266,10 +223,13 @@ impl Control {
         if let (Ok(_), Some(recording)) = (result, &self.recording) {
             recording.say_why_it_ends("the server was upgraded");
         }
-        let result = result.clone().map(Value::String);
-        for client in std::mem::take(&mut self.upgrading) {
-            self.answer(client, &result);
-        }
+        self.end(Job::Upgrade, result.clone());
+    }
+
+    fn end(&mut self, ended: Job, result: Result<String, String>) {
+        let result = result.map(Value::String);
+        let told: Vec<_> = self.waiting.extract_if(.., |(_, job)| *job == ended).collect();
+        told.into_iter().for_each(|(client, _)| self.answer(client, &result));
     }
 
     /// Answers a client that has waited for it.
@@ -284,28 +244,28 @@ impl Control {
     }
 }
 
-/// Which handlers are quarantined, or the change of one.
-fn quarantine(
+/// The handlers that are asked for; None: the quarantine of one is to be changed.
+fn quarantined(
     view: &View<'_>,
     resource: Option<&str>,
     state: Option<Switch>,
-    time: Option<Duration>,
-) -> Result<Outcome, String> {
-    let Some(resource) = resource else {
-        return match (state, time) {
-            (None, None) => Ok(Outcome::Answer(json!(view.handlers()))),
-            _ => Err("expected the resource whose handler to quarantine".to_owned()),
-        };
-    };
-    let handler = view
-        .routes
-        .find(resource)
-        .ok_or_else(|| format!("no handler serves {resource}: see wshd ctl quarantine without a resource"))?;
-    match (state, time) {
-        (None, None) => Ok(Outcome::Answer(json!(Vec::from_iter(view.handler(handler))))),
-        (Some(state @ Switch::On), time) | (Some(state @ Switch::Off), time @ None) => {
-            Ok(Outcome::Do(Operation::Quarantine { handler, state, time }))
+    seconds: Option<u32>,
+) -> Result<Option<Vec<Handler>>, String> {
+    let handlers = match resource {
+        None if state.is_some() || seconds.is_some() => {
+            return Err("expected the resource whose handler to quarantine".to_owned());
         }
+        None => view.handlers(),
+        Some(resource) => {
+            let handler = view.routes.find(resource).ok_or_else(|| {
+                format!("no handler serves {resource}: see wshd ctl quarantine without a resource")
+            })?;
+            Vec::from_iter(view.handler(handler))
+        }
+    };
+    match (state, seconds) {
+        (None, None) => Ok(Some(handlers)),
+        (Some(Switch::On), _) | (Some(Switch::Off), None) => Ok(None),
         _ => Err("expected a time with \"on\" only".to_owned()),
     }
 }

@@ -15,13 +15,27 @@ use crate::time::Instant;
 /// How long processes may take to reply.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What processes were asked to do.
-pub(super) trait Task {
-    /// One of them has replied.
-    fn on_reply(&mut self, pid: i32, report: Report);
-    /// The line for the client. The `silent` ones are there, and have not replied.
-    fn answer(self: Box<Self>, silent: &[i32], view: &View<'_>, now: Instant) -> Vec<u8>;
+/// What has come of a command that was sent to several processes.
+#[derive(Default)]
+pub(super) struct Replies {
+    /// By process.
+    pub come: Vec<(i32, Report)>,
+    /// Processes that are there, and have not replied.
+    pub silent: Vec<i32>,
 }
+
+impl Replies {
+    /// The reply of a process.
+    pub fn of(&self, pid: i32) -> Option<&Report> {
+        self.come.iter().find(|(from, _)| *from == pid).map(|(_, report)| report)
+    }
+}
+
+/// Makes the line for the client.
+pub(super) type Answer = Box<dyn FnOnce(Replies, &View<'_>, Instant) -> Vec<u8>>;
+
+/// The processes that were told to do something, and how to answer when they have replied.
+pub(super) type Told = Result<(Vec<i32>, Answer), String>;
 
 /// A request that waits. Done when all have replied or are gone, or its time is up.
 pub(super) struct Pending {
@@ -29,45 +43,45 @@ pub(super) struct Pending {
     ticket: u64,
     client: Number,
     pub deadline: Instant,
-    /// Processes that have not replied.
-    asked: Vec<i32>,
-    task: Box<dyn Task>,
+    replies: Replies,
+    answer: Answer,
 }
 
 impl Control {
-    /// Has a client wait for what `ask` asks which processes for.
-    pub(super) fn wait<T: Task + 'static>(
+    /// Has a client wait for the processes that `ask` tells.
+    pub(super) fn wait(
         &mut self,
         client: Number,
         now: Instant,
-        ask: impl FnOnce(u64) -> Result<(Vec<i32>, T), String>,
+        ask: impl FnOnce(u64) -> Told,
     ) -> Result<Outcome, String> {
         let ticket = self.next_ticket;
         self.next_ticket += 1;
-        let (asked, task) = ask(ticket)?;
-        self.pending.push(Pending { ticket, client, deadline: now + TIMEOUT, asked, task: Box::new(task) });
+        let (silent, answer) = ask(ticket)?;
+        let replies = Replies { silent, ..Replies::default() };
+        self.pending.push(Pending { ticket, client, deadline: now + TIMEOUT, replies, answer });
         Ok(Outcome::Later)
     }
 
     /// A process replies to a command; a reply that nobody waits for is ignored.
     pub fn on_reply(&mut self, pid: i32, report: Report) {
         if let Some(pending) = self.pending.iter_mut().find(|pending| Some(pending.ticket) == report.ticket())
-            && let Some(index) = pending.asked.iter().position(|asked| *asked == pid)
+            && let Some(index) = pending.replies.silent.iter().position(|asked| *asked == pid)
         {
-            pending.asked.swap_remove(index);
-            pending.task.on_reply(pid, report);
+            pending.replies.silent.swap_remove(index);
+            pending.replies.come.push((pid, report));
         }
     }
 
     /// Answers the clients that have waited long enough.
     pub(super) fn finish_pending(&mut self, view: &View<'_>, now: Instant) {
         let is_over = |pending: &mut Pending| {
-            pending.asked.retain(|pid| view.is_there(*pid));
-            pending.asked.is_empty() || pending.deadline <= now
+            pending.replies.silent.retain(|pid| view.is_there(*pid));
+            pending.replies.silent.is_empty() || pending.deadline <= now
         };
         let finished: Vec<Pending> = self.pending.extract_if(.., is_over).collect();
-        for Pending { client, asked, task, .. } in finished {
-            self.send(client, task.answer(&asked, view, now));
+        for Pending { client, replies, answer, .. } in finished {
+            self.send(client, answer(replies, view, now));
         }
     }
 }
@@ -98,20 +112,6 @@ mod tests {
     use crate::fleet::routes::Routes;
     use crate::fleet::shared::Shared;
 
-    /// Notes who has replied, and who has not when it was answered.
-    struct Noted(Rc<RefCell<String>>);
-
-    impl Task for Noted {
-        fn on_reply(&mut self, pid: i32, _: Report) {
-            *self.0.borrow_mut() += &format!("{pid} replied; ");
-        }
-
-        fn answer(self: Box<Self>, silent: &[i32], _: &View<'_>, _: Instant) -> Vec<u8> {
-            *self.0.borrow_mut() += &format!("silent {silent:?}");
-            Vec::new()
-        }
-    }
-
     #[test]
     fn a_request_waits_for_processes_that_live_until_its_time_is_up() {
         let (config, routes) = (Config::default(), Routes::default());
@@ -138,15 +138,21 @@ mod tests {
         };
         let now = Instant::from_seconds(1);
         for (alive, at, expected) in [
-            (&[7, 8][..], now, "7 replied; "),
-            (&[7], now, "7 replied; silent []"), // 8 is gone
-            (&[7, 8], now + TIMEOUT, "7 replied; silent [8]"),
+            (&[7, 8][..], now, ""),
+            (&[7], now, "[7] replied; silent []"), // 8 is gone
+            (&[7, 8], now + TIMEOUT, "[7] replied; silent [8]"),
         ] {
-            let (mut control, noted) = (Control::default(), Rc::default());
+            let (mut control, noted) = (Control::default(), Rc::new(RefCell::new(String::new())));
+            let note = Rc::clone(&noted);
             control.next_ticket = 5;
             let begun = control.wait(1, now, |ticket| {
                 assert_eq!(ticket, 5);
-                Ok((vec![7, 8], Noted(Rc::clone(&noted))))
+                let answer = move |replies: Replies, _: &View<'_>, _| {
+                    let come: Vec<i32> = replies.come.iter().map(|(pid, _)| *pid).collect();
+                    *note.borrow_mut() = format!("{come:?} replied; silent {:?}", replies.silent);
+                    Vec::new()
+                };
+                Ok((vec![7, 8], Box::new(answer)))
             });
             assert!(matches!(begun, Ok(Outcome::Later)));
             assert_eq!(control.deadline(), Some(now + TIMEOUT));

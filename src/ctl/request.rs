@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::filter::{Filter, Peer};
 use super::publish::Payload;
+use crate::log::Level;
 
 /// The longest request, with the end of its line; bytes.
 pub const MAX_BYTES: usize = 96 * 1024;
@@ -99,7 +100,7 @@ pub enum Request {
     LogLevel {
         /// The least level; without it, only tell.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        level: Option<String>,
+        level: Option<Level>,
     },
     /// Change the number of workers of a pool.
     Workers {
@@ -183,7 +184,7 @@ impl Request {
             Request::Reload {} => "reload".to_owned(),
             Request::Upgrade {} => "upgrade".to_owned(),
             Request::Cancel {} => "cancel".to_owned(),
-            Request::LogLevel { level: Some(level) } => format!("log-level {}", level.escape_debug()),
+            Request::LogLevel { level: Some(level) } => format!("log-level {}", level.name()),
             Request::Workers { pool, change } => format!("workers {change} of {}", pool.escape_debug()),
         })
     }
@@ -297,10 +298,7 @@ mod tests {
             ),
             (r#"{"command":"close","filter":{"handler":"chat"}}"#, close(None, chat(), 1001)),
             (r#"{"command":"cancel"}"#, Request::Cancel {}),
-            (
-                r#"{"command":"log-level","level":"debug"}"#,
-                Request::LogLevel { level: Some("debug".to_owned()) },
-            ),
+            (r#"{"command":"log-level","level":"debug"}"#, Request::LogLevel { level: Some(Level::Debug) }),
             (r#"{"command":"quarantine"}"#, quarantine(None, None, None)),
             (
                 r#"{"seconds":60,"state":"on","command":"quarantine","resource":"/chat"}"#,
@@ -361,6 +359,7 @@ mod tests {
             r#"{"command":"close","filter":{"colour":"red"}}"#,
             r#"{"command":"connections","filter":{"peer":"somebody"}}"#,
             r#"{"command":"stop","now":"yes"}"#,
+            r#"{"command":"log-level","level":"loud"}"#,
             r#"{"command":"workers"}"#,
             r#"{"command":"workers","change":1}"#,
             r#"{"command":"workers","change":"+0"}"#,

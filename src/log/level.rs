@@ -1,11 +1,15 @@
 //! Severity levels.
 
+use std::str::FromStr;
+
 use log::{LevelFilter, Metadata};
+use serde::{Deserialize, Serialize};
 
 use super::CRITICAL;
 
 /// A severity level, as in `ws_handler.h`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Level {
     /// Trace.
     Fine,
@@ -30,11 +34,6 @@ impl Level {
     /// The level with this number.
     pub fn from_number(number: u64) -> Option<Self> {
         Self::ALL.into_iter().find(|level| *level as u64 == number)
-    }
-
-    /// The level with this name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|level| level.name() == name)
     }
 
     /// Its name in the configuration and in log lines.
@@ -69,5 +68,15 @@ impl Level {
             log::Level::Debug => Level::Debug,
             log::Level::Trace => Level::Fine,
         }
+    }
+}
+
+impl FromStr for Level {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let levels = || Self::ALL.map(Level::name).join(", ");
+        let level = Self::ALL.into_iter().find(|level| level.name() == text);
+        level.ok_or_else(|| format!("expected one of {}", levels()))
     }
 }

@@ -11,9 +11,9 @@ use super::policy::upgrade;
 use super::reload::{MOST_WORKERS, failed};
 use super::role::{Kind, Role};
 use crate::clock;
+use crate::control::Number;
 use crate::control::view::{Process, View};
-use crate::control::{Number, Operation};
-use crate::ctl::request::{Change, Switch};
+use crate::ctl::request::{Change, Request, Switch};
 use crate::exit::Exit;
 use crate::time::Instant;
 
@@ -25,34 +25,32 @@ impl Supervisor {
             return;
         }
         let mut control = std::mem::take(&mut self.host.control); // the view borrows the rest
-        let operations = control.serve(&self.view(), now);
+        let requests = control.serve(&self.view(), now);
         self.host.control = control;
-        for (client, operation) in operations {
-            self.operate(client, operation);
+        for (client, request) in requests {
+            self.operate(client, request);
         }
     }
 
-    fn operate(&mut self, client: Number, operation: Operation) {
-        let result = match operation {
-            Operation::Stop { now } => return self.stop(Exit::Ok, now),
-            Operation::Reload => return self.rolling.is_reload_wanted = true,
-            Operation::Upgrade => return self.upgrade.is_wanted = true,
-            Operation::Drain { time } => self.drain_by_order(time),
-            Operation::Resume => self.resume_by_order(),
-            Operation::Cancel => self.cancel(),
-            Operation::LogLevel(level) => {
+    fn operate(&mut self, client: Number, request: Request) {
+        let time = |seconds: u32| Duration::from_secs(seconds.into());
+        let result = match request {
+            Request::Stop { now } => return self.stop(Exit::Ok, now),
+            Request::Reload {} => return self.rolling.is_reload_wanted = true,
+            Request::Upgrade {} => return self.upgrade.is_wanted = true,
+            Request::Drain { seconds } => self.drain_by_order(seconds.map(time)),
+            Request::Resume {} => self.resume_by_order(),
+            Request::Cancel {} => self.cancel(),
+            Request::LogLevel { level: Some(level) } => {
                 self.set_log_level(level);
                 Ok(level.name().into())
             }
-            Operation::Workers { pool, change } => self.change_workers(&pool, change),
-            Operation::Quarantine { handler, state, time } => {
-                match state {
-                    Switch::On => self.shut(handler, time),
-                    Switch::Off => self.lift(handler),
-                }
-                let handlers: Vec<_> = self.view().handler(handler).into_iter().collect();
-                serde_json::to_value(handlers).map_err(|error| error.to_string())
+            Request::Workers { pool, change } => self.change_workers(&pool, change),
+            Request::Quarantine { resource: Some(resource), state: Some(state), seconds } => {
+                self.quarantine_by_order(&resource, state, seconds.map(time))
             }
+            // The room `control` has answered it.
+            _ => return,
         };
         self.host.control.answer(client, &result);
     }
@@ -126,10 +124,27 @@ impl Supervisor {
             self.host.control.reload_ends(&Err(failed(WHY)));
             return Ok("reload cancelled".into());
         }
-        Err("there is no reload or upgrade that is not in force yet".to_owned())
+        Err("no reload or upgrade to cancel".to_owned())
     }
 
-    fn shut(&self, number: u16, time: Option<Duration>) {
+    /// Quarantines the handler of a resource, or lifts its quarantine; the handler.
+    fn quarantine_by_order(
+        &mut self,
+        resource: &str,
+        state: Switch,
+        time: Option<Duration>,
+    ) -> Result<Value, String> {
+        let number =
+            self.generation.routes.find(resource).ok_or_else(|| format!("no handler serves {resource}"))?;
+        match state {
+            Switch::On => self.quarantine(number, time),
+            Switch::Off => self.lift_quarantine(number),
+        }
+        let handlers: Vec<_> = self.view().handler(number).into_iter().collect();
+        serde_json::to_value(handlers).map_err(|error| error.to_string())
+    }
+
+    fn quarantine(&self, number: u16, time: Option<Duration>) {
         let until = time.map_or(Instant::NEVER, |time| clock::now() + time);
         if let Some(breaker) = self.breaker(number) {
             breaker.open(until);
@@ -140,7 +155,7 @@ impl Supervisor {
         }
     }
 
-    fn lift(&mut self, number: u16) {
+    fn lift_quarantine(&mut self, number: u16) {
         let was_loaded = !self.postmortem.quarantine.does_not_start(number);
         self.forgive(number);
         let Some(route) = self.generation.routes.handlers().get(usize::from(number)) else { return };
@@ -148,7 +163,7 @@ impl Supervisor {
             return log::warn!("{}: quarantine lifted by wshd ctl; handler back in service", route.name);
         }
         log::warn!(
-            "{}: quarantine lifted by wshd ctl; replacing the workers, which do without it",
+            "{}: quarantine lifted by wshd ctl; replacing the workers that run without it",
             route.name
         );
         let pool = self.generation.config.pool_of(&route.resource);

@@ -17,7 +17,7 @@ pub const LEVELS: &[&str] = &["fine", "debug", "info", "warn", "error", "critica
 
 /// The level with this name; mod_pywebsocket has `warning` for `warn`.
 pub fn level(text: &str) -> Option<Level> {
-    Level::from_name(if text == "warning" { "warn" } else { text })
+    if text == "warning" { Some(Level::Warn) } else { text.parse().ok() }
 }
 
 fn field(text: &str) -> Result<AccessField, String> {
