@@ -12,6 +12,9 @@ use rustix::net::{
     SendFlags, recvmsg, sendmsg,
 };
 
+/// Descriptors in one datagram; the kernel takes 253 (unix(7), SCM_RIGHTS).
+pub const MAX_FDS: usize = 240;
+
 /// Two ends of a connection that keeps datagrams apart; both are non-blocking.
 pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
@@ -30,6 +33,11 @@ pub fn pair_with_room(bytes: usize) -> io::Result<(OwnedFd, OwnedFd)> {
 /// Whether the other side has closed the socket, a stream in both directions. Does not wait.
 pub fn is_hung_up(socket: BorrowedFd<'_>) -> bool {
     poll(&mut [PollFd::new(socket, PollFlags::empty())], PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+}
+
+/// Whether there is something to receive, be it the end of the other side. Does not wait.
+pub fn is_readable(socket: BorrowedFd<'_>) -> bool {
+    poll(&mut [PollFd::new(socket, PollFlags::POLLIN)], PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
 /// Sends it whole, or not at all.
@@ -60,13 +68,37 @@ fn send_as(
 /// Receives one into `bytes`, which cuts it off if it is longer: its size, 0 at the end of the other side, and what
 /// came with it; more descriptors than one are closed. `WouldBlock` if the socket does not wait and there is none.
 pub fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
-    // Where a socket tells of senders (SO_PASSCRED), that comes first.
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1), ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let Datagram { size, mut fds, .. } = receive_all(socket, bytes, 1)?;
+    Ok((size, fds.pop()))
+}
+
+/// A datagram that was received.
+#[derive(Debug, Default)]
+pub struct Datagram {
+    /// Bytes of it.
+    pub size: usize,
+    /// The descriptors that came with it, as far as there was room for them.
+    pub fds: Vec<OwnedFd>,
+    /// The process that has sent it, where the socket tells (SO_PASSCRED).
+    pub sender: Option<i32>,
+}
+
+/// The same with up to so many descriptors, [`MAX_FDS`] at most; there may be room for a few more.
+pub fn receive_all(socket: BorrowedFd<'_>, bytes: &mut [u8], fds: usize) -> io::Result<Datagram> {
+    // The kernel puts the sender first (SO_PASSCRED).
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1), ScmRights(MAX_FDS))];
+    let room = rustix::cmsg_space!(ScmCredentials(1), ScmRights(fds));
+    let mut control = RecvAncillaryBuffer::new(space.get_mut(..room).unwrap_or_default());
     let received = recvmsg(socket, &mut [IoSliceMut::new(bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
-    let rights = control.drain().filter_map(|part| match part {
-        RecvAncillaryMessage::ScmRights(rights) => Some(rights),
-        _ => None,
-    });
-    Ok((received.bytes, rights.flatten().last()))
+    let mut datagram = Datagram { size: received.bytes, ..Datagram::default() };
+    for part in control.drain() {
+        match part {
+            RecvAncillaryMessage::ScmRights(rights) => datagram.fds.extend(rights),
+            RecvAncillaryMessage::ScmCredentials(sender) => {
+                datagram.sender = Some(sender.pid.as_raw_nonzero().get());
+            }
+            _ => {}
+        }
+    }
+    Ok(datagram)
 }

@@ -7,22 +7,19 @@
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::net::sockopt::set_socket_passcred;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recv, recvmsg};
+use rustix::net::{RecvFlags, recv};
 
-use super::datagram;
+use super::datagram::{self, Datagram, MAX_FDS};
 
 /// The form of what is in a datagram: another number whenever the description of a connection changes, so that
 /// different versions of the server do not misread each other. A datagram begins with it and the number of descriptors,
 /// which are u32 in native byte order.
 pub const FORMAT: u32 = 0x7773_6808;
-/// Descriptors in one datagram; the kernel takes 253 (unix(7), SCM_RIGHTS).
-pub const MAX_FDS: usize = 240;
 /// Bytes in one datagram.
 pub const MAX_BYTES: usize = 160 * 1024;
 /// Wanted for the send buffer; the kernel may give less, but its default holds a datagram.
@@ -85,8 +82,7 @@ impl AsFd for Receiver {
 impl Receiver {
     /// Whether there is something in it.
     pub fn has_mail(&self) -> bool {
-        let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
-        matches!(poll(&mut fds, PollTimeout::ZERO), Ok(ready) if ready > 0)
+        datagram::is_readable(self.as_fd())
     }
 
     /// How many descriptors the next datagram brings. `WouldBlock` when there is none.
@@ -101,32 +97,8 @@ impl Receiver {
 
     /// The next datagram, into `bytes`. `WouldBlock` when there is none.
     pub fn receive(&self, bytes: &mut [u8]) -> io::Result<Datagram> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS), ScmCredentials(1))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let message = recvmsg(&self.0, &mut [IoSliceMut::new(bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
-        let mut datagram = Datagram { size: message.bytes, ..Datagram::default() };
-        for part in control.drain() {
-            match part {
-                RecvAncillaryMessage::ScmRights(rights) => datagram.fds.extend(rights),
-                RecvAncillaryMessage::ScmCredentials(sender) => {
-                    datagram.sender = sender.pid.as_raw_nonzero().get();
-                }
-                _ => {}
-            }
-        }
-        Ok(datagram)
+        datagram::receive_all(self.as_fd(), bytes, MAX_FDS)
     }
-}
-
-/// A datagram that was received.
-#[derive(Debug, Default)]
-pub struct Datagram {
-    /// Bytes of it.
-    pub size: usize,
-    /// The descriptors that came with it, as far as there was room for them.
-    pub fds: Vec<OwnedFd>,
-    /// The process that has sent it.
-    pub sender: i32,
 }
 
 /// The inbox of a slot, and by slot the sending ends of those that its worker may send to. The others are closed.
@@ -303,7 +275,7 @@ mod tests {
         let mut bytes = vec![0; MAX_BYTES];
         let Datagram { size, fds, sender } = inbox.rx().receive(&mut bytes).unwrap();
         assert_eq!((size, fds.len()), (3 * MAX_FDS, MAX_FDS));
-        assert_eq!(sender, std::process::id() as i32);
+        assert_eq!(sender, Some(std::process::id() as i32));
         for (index, (fd, mut other)) in fds.into_iter().zip(theirs).enumerate() {
             assert_eq!(bytes[3 * index..3 * index + 3], [b'<', index as u8, b'>']);
             File::from(fd).write_all(&[index as u8]).unwrap();

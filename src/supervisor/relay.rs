@@ -1,17 +1,12 @@
 //! Lines of the log of a process that has no file of it: where the supervisor takes them from, and how many.
 
-use std::io::{self, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::io::Errno;
 use rustix::net::sockopt::set_socket_passcred;
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType, recvmsg,
-    socketpair,
-};
 
+use crate::fleet::datagram::{self, Datagram};
 use crate::time::{Instant, Rate};
 
 /// Lines that a process may have written in a second; a long one counts as several.
@@ -32,8 +27,7 @@ pub struct Source {
 impl Source {
     /// One, and the end for the process.
     pub fn pair() -> io::Result<(Self, OwnedFd)> {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let (socket, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        let (socket, theirs) = datagram::pair()?;
         // The kernel says who has sent a line.
         set_socket_passcred(&socket, true)?;
         Ok((Self { socket, lines: Rate::new(RATE, BURST) }, theirs))
@@ -51,20 +45,15 @@ impl Source {
 
     /// The next line, and the pid of who has sent it. None: there is none now. An error: there will be none.
     pub fn take(&mut self, bytes: &mut [u8], now: Instant) -> io::Result<Option<(usize, i32)>> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-        let message = match recvmsg(&self.socket, &mut [IoSliceMut::new(bytes)], &mut control, flags) {
-            Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
-            message => message?,
+        let Datagram { size, sender, .. } = match datagram::receive_all(self.socket.as_fd(), bytes, 0) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                return Ok(None);
+            }
+            received => received?,
         };
-        self.lines.add(1 + (message.bytes / LINE) as u64, now);
-        let sender = control.drain().find_map(|part| match part {
-            RecvAncillaryMessage::ScmCredentials(sender) => Some(sender.pid.as_raw_nonzero().get()),
-            _ => None,
-        });
-        match (message.bytes, sender) {
-            (1.., Some(pid)) => Ok(Some((message.bytes, pid))),
+        self.lines.add(1 + (size / LINE) as u64, now);
+        match (size, sender) {
+            (1.., Some(pid)) => Ok(Some((size, pid))),
             _ => Err(io::ErrorKind::UnexpectedEof.into()),
         }
     }

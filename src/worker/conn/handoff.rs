@@ -8,7 +8,8 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
-use crate::fleet::inbox::{Datagram, FORMAT, MAX_BYTES, MAX_FDS, Parcel, Receiver};
+use crate::fleet::datagram::{Datagram, MAX_FDS};
+use crate::fleet::inbox::{FORMAT, MAX_BYTES, Parcel, Receiver};
 use crate::worker::conn::places::RawPlaces;
 use crate::worker::conn::record::{NOTHING, Record, flags};
 
@@ -159,7 +160,7 @@ impl Arrivals {
     /// `WouldBlock` when there is none.
     pub fn receive(&mut self, from: &Receiver) -> io::Result<usize> {
         let Datagram { size, fds, sender } = from.receive(&mut self.bytes)?;
-        self.sender = sender;
+        self.sender = sender.unwrap_or_default();
         self.entries = 0..size.min(MAX_BYTES);
         self.waiting = 0..fds.len().min(MAX_FDS);
         self.fds.iter_mut().zip(fds).for_each(|(to, fd)| *to = fd.into_raw_fd());
