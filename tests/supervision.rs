@@ -7,6 +7,7 @@ mod daemon;
 use std::collections::BTreeSet;
 use std::net::TcpStream;
 use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use daemon::{Dir, ECHO, Server, children, is_alive, until};
@@ -110,6 +111,23 @@ fn a_worker_that_dies_is_replaced() {
     assert_eq!(logged(&server, &format!("[{}] died of SIGKILL", before[0])), 1);
     until("it is ready", || logged(&server, "is ready with 1 handlers") == 3);
     TcpStream::connect(("127.0.0.1", port(&server))).unwrap();
+}
+
+#[test]
+fn a_process_that_dies_of_a_signal_without_a_name_is_replaced_and_hides_no_other() {
+    let dir = echo_dir();
+    let mut server = Server::start(&dir, &["--workers", "1", "--metrics", "127.0.0.1:0"]);
+    let metrics = || children(server.pid()).into_iter().find(|pid| title(*pid) == "wshd: metrics");
+    let before = metrics().unwrap();
+    // Workers ignore what others do not; nix knows no signals for real time.
+    let command = format!("kill -34 {before}");
+    assert!(Command::new("sh").args(["-c", &command]).status().unwrap().success());
+    until("there is another", || metrics().is_some_and(|pid| pid != before));
+    assert_eq!(logged(&server, "died of signal 34"), 1, "{}", server.log());
+    let worker = server.workers();
+    send(worker[0], Signal::SIGKILL);
+    replaced(&server, 1, &worker);
+    server.stop();
 }
 
 #[test]

@@ -181,9 +181,9 @@ fn an_executable_that_does_not_start_changes_nothing() {
     let address = upgradable.server.address();
     let mut raw = Raw::open(&address, "/echo");
     let failures = [
-        (&b"#!/bin/sh\nexit 42\n"[..], "ended with exit code 42"),
-        (b"no program at all\0", "ended with exit code 127"),
-        (b"#!/bin/sh\nkill -SEGV $$\n", "was ended by SIGSEGV"),
+        (&b"#!/bin/sh\nexit 42\n"[..], "ended with status 42"),
+        (b"no program at all\0", "ended with status 127"),
+        (b"#!/bin/sh\nkill -SEGV $$\n", "died of SIGSEGV"),
     ];
     for (content, why) in failures {
         upgradable.install(content);
@@ -254,7 +254,7 @@ fn control_socket_and_metrics_are_those_of_the_new_executable() {
     let old = upgradable.supervisor;
     upgradable.install(b"#!/bin/sh\nexit 9\n");
     let (code, text) = ctl("upgrade");
-    assert!(code != Some(0) && text.contains("ended with exit code 9"), "{text}");
+    assert!(code != Some(0) && text.contains("ended with status 9"), "{text}");
     let recording = dir.path().join("recording");
     let mut record = daemon::wshd();
     record.args(["ctl", "--control-socket"]).arg(&control).args(["record", "/echo"]).arg(&recording);

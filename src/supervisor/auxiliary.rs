@@ -19,9 +19,9 @@
 use std::io;
 use std::time::Duration;
 
-use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 
+use super::death::Cause;
 use super::generation::Generation;
 use super::policy::backoff::{Retry, Rule};
 use super::policy::drain::Drain;
@@ -309,16 +309,16 @@ impl Supervisor {
         Flow::Continue(())
     }
 
-    pub(super) fn auxiliary_ended(&mut self, pid: Pid, status: WaitStatus, how: &str) {
-        let Some((why, is_trial)) = self.auxiliaries.ended(pid, how, clock::now()) else { return };
+    pub(super) fn auxiliary_ended(&mut self, pid: Pid, cause: Cause) {
+        let Some((why, is_trial)) = self.auxiliaries.ended(pid, &cause.to_string(), clock::now()) else { return };
         let is_start = !is_trial && !self.host.daemon.is_ready() && !self.slots.is_stopping();
         if !is_start {
             return log::error!("{why}");
         }
         log::error!(target: crate::log::CRITICAL, "{why}");
-        let exit = match status {
-            WaitStatus::Exited(_, code) if code == Exit::Config.code() => Exit::Config,
-            WaitStatus::Exited(_, code) if code == Exit::Bind.code() => Exit::Bind,
+        let exit = match cause {
+            Cause::Ended(code) if code == Exit::Config.code() => Exit::Config,
+            Cause::Ended(code) if code == Exit::Bind.code() => Exit::Bind,
             _ => Exit::Start,
         };
         self.stop(exit, true);

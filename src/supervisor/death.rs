@@ -1,7 +1,7 @@
 //! The death of a worker for people: one line for the log with all that is known, and a record in JSON from which
 //! it can be replayed. Writes no log and quarantines nobody.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::fs::OpenOptions;
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt;
@@ -11,6 +11,8 @@ use std::time::SystemTime;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use rustix::process::{WaitOptions, waitpid};
 use serde_json::{Value, json};
 
 use super::plural;
@@ -33,13 +35,22 @@ pub enum Cause {
     Exit,
     /// A handler did not come back.
     Hang,
-    /// A signal that left no time for last words.
-    Killed(Signal),
+    /// A signal that the process could not report; by number, since those for real time have no name.
+    Killed(i32),
     /// It has ended by itself with this status.
     Ended(i32),
 }
 
 impl Cause {
+    /// That of a child, which is reaped. None: it has not ended. To nix a signal without a name is an error, after which the
+    /// child is gone.
+    pub fn reap(pid: Pid) -> Option<Self> {
+        let pid = rustix::process::Pid::from_raw(pid.as_raw())?;
+        let (_, status) = waitpid(Some(pid), WaitOptions::NOHANG).ok()??;
+        let killed = status.terminating_signal().map(Cause::Killed);
+        killed.or_else(|| status.exit_status().map(Cause::Ended))
+    }
+
     /// Of what the scoreboard says of a crash.
     pub fn of_crash(signal: i32, address: u64) -> Self {
         match (signal, Signal::try_from(signal)) {
@@ -57,6 +68,34 @@ impl Cause {
             Cause::Hang => "hang",
             Cause::Killed(_) => "killed",
             Cause::Ended(_) => "ended",
+        }
+    }
+
+    /// The signal of which it died.
+    fn signal(self) -> Option<String> {
+        let number = match self {
+            Cause::Crash(signal, _) => signal as i32,
+            Cause::Killed(number) => number,
+            Cause::Exit | Cause::Hang | Cause::Ended(_) => return None,
+        };
+        let unnamed = |_| format!("signal {number}");
+        Some(Signal::try_from(number).map_or_else(unnamed, |signal| signal.as_str().to_owned()))
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, text: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let signal = self.signal().unwrap_or_default();
+        match self {
+            Cause::Crash(Signal::SIGSEGV | Signal::SIGBUS, address) => {
+                write!(text, "crashed: {signal} at address {address:#x}")?;
+                guarded::explain(*address).map_or(Ok(()), |what| write!(text, " ({what})"))
+            }
+            Cause::Crash(..) => write!(text, "crashed: {signal}"),
+            Cause::Exit => text.write_str("was brought down by a call of exit()"),
+            Cause::Hang => text.write_str("was brought down: a handler did not come back"),
+            Cause::Killed(_) => write!(text, "died of {signal}"),
+            Cause::Ended(status) => write!(text, "ended with status {status}"),
         }
     }
 }
@@ -83,17 +122,7 @@ pub struct Death<'a> {
 impl Death<'_> {
     /// The line for the log, without the worker's name and pid.
     pub fn line(&self) -> String {
-        let mut line = match self.cause {
-            Cause::Crash(signal @ (Signal::SIGSEGV | Signal::SIGBUS), address) => {
-                let what = guarded::explain(address).map(|what| format!(" ({what})")).unwrap_or_default();
-                format!("crashed: {signal} at address {address:#x}{what}")
-            }
-            Cause::Crash(signal, _) => format!("crashed: {signal}"),
-            Cause::Exit => "was brought down by a call of exit()".to_owned(),
-            Cause::Hang => "was brought down: a handler did not come back".to_owned(),
-            Cause::Killed(signal) => format!("died of {signal}"),
-            Cause::Ended(status) => format!("ended with status {status}"),
-        };
+        let mut line = self.cause.to_string();
         let Facts { code, via, peer, message, .. } = &self.facts;
         // Writing to a String does not fail.
         if let Some(handler) = self.handler {
@@ -125,12 +154,9 @@ impl Death<'_> {
 
     pub fn record(&self, time: SystemTime) -> Value {
         let Facts { code, via, peer, resource, origin, protocol, message } = &self.facts;
-        let (signal, address) = match self.cause {
-            Cause::Crash(signal @ (Signal::SIGSEGV | Signal::SIGBUS), address) => {
-                (Some(signal), Some(format!("{address:#x}")))
-            }
-            Cause::Crash(signal, _) | Cause::Killed(signal) => (Some(signal), None),
-            _ => (None, None),
+        let address = match self.cause {
+            Cause::Crash(Signal::SIGSEGV | Signal::SIGBUS, address) => Some(format!("{address:#x}")),
+            _ => None,
         };
         let status = if let Cause::Ended(status) = self.cause { Some(status) } else { None };
         let spot = |spot: &Option<Spot>| {
@@ -167,7 +193,7 @@ impl Death<'_> {
             "worker": self.worker,
             "pid": self.pid,
             "cause": self.cause.name(),
-            "signal": signal.map(Signal::as_str),
+            "signal": self.cause.signal(),
             "address": address,
             "status": status,
             "code": spot(code),
@@ -257,8 +283,9 @@ mod tests {
         );
         let least = Death { conn: 0, ..death(Cause::Crash(Signal::SIGSEGV, 16), None, Facts::default()) };
         assert_eq!(least.line(), "crashed: SIGSEGV at address 0x10 in no handler");
-        let killed = Death { conn: 0, ..death(Cause::Killed(Signal::SIGKILL), None, Facts::default()) };
+        let killed = Death { conn: 0, ..death(Cause::Killed(9), None, Facts::default()) };
         assert_eq!(killed.line(), "died of SIGKILL");
+        assert_eq!(Cause::Killed(34).to_string(), "died of signal 34");
         let ended = death(Cause::Ended(0), Some(&route), Facts::default());
         assert_eq!(ended.line(), "ended with status 0 in on_message of crash, connection 100000002");
     }

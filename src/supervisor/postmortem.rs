@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::Signal;
-use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 use serde_json::Value;
 
@@ -97,30 +96,22 @@ impl Supervisor {
         &mut self,
         (slot, pid): (usize, Pid),
         process: &Process,
-        status: WaitStatus,
+        cause: Cause,
     ) -> Option<(String, Event)> {
         let record = self.shared.scoreboard.slot(slot)?;
         let current = record.call.current();
-        let has_left = record.state() == State::Stopping;
-        let cause = match status {
-            WaitStatus::Exited(_, 0) if current.is_none() && has_left => {
-                log::debug!("{}[{pid}] has left", self.name(slot));
-                return None;
-            }
-            WaitStatus::Exited(_, status) => Cause::Ended(status),
-            WaitStatus::Signaled(_, signal, _) => Cause::Killed(signal),
-            other => {
-                log::error!("{}[{pid}] is gone: {other:?}", self.name(slot));
-                return None;
-            }
-        };
+        let has_left = record.state() == State::Stopping && current.is_none();
+        if cause == Cause::Ended(0) && has_left {
+            log::debug!("{}[{pid}] exited", self.name(slot));
+            return None;
+        }
         let (handler, callback, conn) =
             current.map_or((None, 0, 0), |(handler, callback, conn)| (Some(handler), callback, conn));
         let handler = self.own_handler(slot, handler);
         let facts = current.map(|_| self.facts_of(record.call)).unwrap_or_default();
         let line = self.tell((slot, pid), cause, handler, (callback, conn), facts);
         // Whoever was killed from outside would have started.
-        let is_its_own = process.is_late() || cause != Cause::Killed(Signal::SIGKILL);
+        let is_its_own = process.is_late() || cause != Cause::Killed(Signal::SIGKILL as i32);
         let handler = handler.filter(|_| is_its_own || !is_start(callback));
         let is_hindered =
             self.judge((slot, process.role, &process.skipped), handler, conn, is_start(callback));

@@ -9,8 +9,8 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
+use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 use super::policy::liveness::Pulse;
 use super::relay::Source;
@@ -298,8 +298,9 @@ impl Processes {
 
 /// Whether it is a child of this process, or was one and has not been reaped.
 pub fn is_ours(pid: i32) -> bool {
-    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-    pid > 0 && waitid(Id::Pid(Pid::from_raw(pid)), flags).is_ok()
+    let flags = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    let pid = Some(pid).filter(|pid| *pid > 0).and_then(rustix::process::Pid::from_raw);
+    pid.is_some_and(|pid| waitid(WaitId::Pid(pid), flags).is_ok())
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Forking. In the parent the child is in the table of processes; in the child the supervisor's loop ends, with what the
+//! Forking, and which child has ended. In the parent the child is in the table of processes; in the child the supervisor's loop ends, with what the
 //! child is to become: all else that the supervisor has is dropped by leaving its scope.
 
 #![allow(unsafe_code)]
@@ -224,6 +224,18 @@ pub(super) enum Forked {
     Parent { child: Pid },
     /// This is the child of that supervisor.
     Child { supervisor: Pid },
+}
+
+/// A child that has ended and is not reaped, so that its pid is still its own.
+pub(super) fn ended_child() -> Option<Pid> {
+    // SAFETY: integers and pointers, for which zero is a value.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: writes to the variable only, and returns.
+    let result = unsafe { libc::waitid(libc::P_ALL, 0, &mut info, flags) };
+    // SAFETY: waitid has set the field: to 0 if no child has ended.
+    let pid = unsafe { info.si_pid() };
+    (result == 0 && pid != 0).then(|| Pid::from_raw(pid))
 }
 
 /// Forks a child that may do whatever a process may do.

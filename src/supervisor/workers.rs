@@ -5,9 +5,9 @@ use std::ops::ControlFlow;
 use std::os::fd::BorrowedFd;
 
 use nix::sys::signal::Signal;
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
+use super::death::Cause;
 use super::policy::slots::Event;
 use super::policy::{rolling_restart, upgrade};
 use super::processes::{EXIT, GRACE, Late, Process};
@@ -145,21 +145,18 @@ impl Supervisor {
 
     /// Collects all children that have ended. What a child said before its end is read first.
     pub(super) fn reap(&mut self) {
-        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-        while let Some(pid) = waitid(Id::All, flags).ok().and_then(|status| status.pid()) {
+        while let Some(pid) = spawn::ended_child() {
             if self.processes.get(pid).is_none() {
                 self.read_births();
             }
             self.read_log(pid, logs::LAST);
             self.read_reports(pid);
-            match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
-                Ok(status) => self.ended(pid, status),
-                Err(error) => return log::error!("waitpid({pid}): {error}"),
-            }
+            let Some(cause) = Cause::reap(pid) else { return log::error!("cannot reap process {pid}") };
+            self.ended(pid, cause);
         }
     }
 
-    fn ended(&mut self, pid: Pid, status: WaitStatus) {
+    fn ended(&mut self, pid: Pid, cause: Cause) {
         self.shared.breakers.release(pid.as_raw(), self.generation.routes.handlers().len());
         self.shared.addresses.release(pid.as_raw());
         let lost = self.shared.counters.release(pid.as_raw());
@@ -173,32 +170,32 @@ impl Supervisor {
             log::warn!("{name}[{pid}]: up to {lost} published messages had not reached the bus and are lost");
             self.count_in_place(slot, |counters| counters.topics_lost.add_shared(lost));
         }
-        let cause = cause_of_death(status);
         match (process.role, process.slot) {
-            (Role::Auxiliary(_), _) => self.auxiliary_ended(pid, status, &cause),
+            (Role::Auxiliary(_), _) => self.auxiliary_ended(pid, cause),
             (Role::Leaving(kind), _) => log::info!("{}[{pid}] {cause}, replaced", kind.name()),
-            (Role::Errand(errand), _) => self.errand_ended(errand, pid, status, process.parts),
-            (Role::Successor, _) => self.on_upgrade(upgrade::Event::Ended(cause)),
+            (Role::Errand(errand), _) => self.errand_ended(errand, pid, cause, process.parts),
+            (Role::Successor, _) => self.on_upgrade(upgrade::Event::Ended(cause.to_string())),
             (Role::Standby, Some(slot)) => {
-                let why = self.on_death((slot, pid), &process, status).map_or(cause, |(why, _)| why);
+                let death = self.on_death((slot, pid), &process, cause);
+                let why = death.map_or_else(|| cause.to_string(), |(why, _)| why);
                 self.vacate(slot, &process);
                 self.standby_failed(slot, pid, &why);
             }
             (Role::Worker, Some(slot)) => {
-                let death = self.on_death((slot, pid), &process, status);
+                let death = self.on_death((slot, pid), &process, cause);
                 self.vacate(slot, &process);
                 self.slots.on(death.map_or(Event::Died(slot), |(_, event)| event), clock::now());
                 self.rolling.policy.on(rolling_restart::Event::Left(slot));
             }
             (Role::PerConnection(_), Some(slot)) => {
-                self.on_death((slot, pid), &process, status);
+                self.on_death((slot, pid), &process, cause);
                 self.on_per_connection_death(slot);
                 self.vacate(slot, &process);
             }
             (Role::Draining, Some(slot)) => {
-                match status {
-                    WaitStatus::Exited(_, 0) => log::info!("{}[{pid}] exited, replaced", self.name(slot)),
-                    _ => drop(self.on_death((slot, pid), &process, status)),
+                match cause {
+                    Cause::Ended(0) => log::info!("{}[{pid}] exited, replaced", self.name(slot)),
+                    _ => drop(self.on_death((slot, pid), &process, cause)),
                 }
                 self.vacate(slot, &process);
             }
@@ -214,9 +211,9 @@ impl Supervisor {
         }
     }
 
-    fn errand_ended(&mut self, errand: Errand, pid: Pid, status: WaitStatus, parts: Parts) {
+    fn errand_ended(&mut self, errand: Errand, pid: Pid, cause: Cause, parts: Parts) {
         match errand {
-            Errand::Reload => self.reload_prepared(pid, matches!(status, WaitStatus::Exited(..)), parts),
+            Errand::Reload => self.reload_prepared(pid, matches!(cause, Cause::Ended(_)), parts),
             Errand::OpenLogs => self.logs_were_opened(parts),
             Errand::WatchCertificates => self.certificates_changed(parts),
             Errand::WriteRecord | Errand::RemoveSockets => {}
@@ -251,14 +248,5 @@ pub(super) fn limit(process: &mut Process, command: Command, end: Instant) {
     match command {
         Command::Quit => process.kill_at(clock::now() + GRACE),
         _ => process.hurry(end, EXIT),
-    }
-}
-
-/// How a process ended, for people.
-fn cause_of_death(status: WaitStatus) -> String {
-    match status {
-        WaitStatus::Exited(_, code) => format!("ended with exit code {code}"),
-        WaitStatus::Signaled(_, signal, _) => format!("was ended by {signal}"),
-        other => format!("is gone: {other:?}"),
     }
 }

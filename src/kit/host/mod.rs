@@ -19,7 +19,6 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
-use nix::sys::wait::WaitStatus;
 
 use self::process::Process;
 use super::run::install;
@@ -105,7 +104,7 @@ impl Worker {
     }
 
     /// Waits for its end, and reads its last reports; None if it had to be killed or runs in this process.
-    fn wait(&mut self) -> Option<WaitStatus> {
+    fn wait(&mut self) -> Option<Cause> {
         let status = self.process.take().and_then(|process| process.wait(TIMEOUT));
         while let Ok(Some(_)) = self.report() {}
         status
@@ -464,16 +463,14 @@ impl Host {
     }
 
     /// How a worker died; None if it exited normally.
-    fn cause_of_death(&self, worker: &Worker, status: Option<WaitStatus>) -> Option<String> {
+    fn cause_of_death(&self, worker: &Worker, status: Option<Cause>) -> Option<String> {
         let (slot, has_crashed) = (worker.slot, worker.has_crashed);
         let record = self.shared.scoreboard.slot(slot)?;
         let (crash, call) = (record.crash.facts(), record.call.current());
         let cause = match status {
-            Some(WaitStatus::Exited(_, 0)) => return None,
+            Some(Cause::Ended(0)) => return None,
             _ if has_crashed => Cause::of_crash(crash.signal, crash.address),
-            Some(WaitStatus::Exited(_, status)) => Cause::Ended(status),
-            Some(WaitStatus::Signaled(_, signal, _)) => Cause::Killed(signal),
-            Some(_) | None => Cause::Killed(Signal::SIGKILL),
+            status => status.unwrap_or(Cause::Killed(Signal::SIGKILL as i32)),
         };
         let (handler, callback, conn) = match (has_crashed, call) {
             (true, _) => (crash.handler(), crash.callback, crash.conn),

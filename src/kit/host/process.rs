@@ -18,13 +18,14 @@ use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigHandler, SigSet, Signal, kill, signal};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, dup2_stdin, fork as fork_process, getpid, getppid};
 
 use crate::clock;
 use crate::exit::Exit;
 use crate::fleet::orphans;
 pub use crate::fleet::orphans::adopt as adopt_orphans;
+use crate::supervisor::death::Cause;
 
 /// Interval of polling the end of a process.
 const POLL: Duration = Duration::from_millis(1);
@@ -87,7 +88,7 @@ pub fn end_with_parent(command: &mut Command) {
 /// A child. Dropping this kills it.
 pub struct Process {
     pid: Pid,
-    status: Option<WaitStatus>,
+    status: Option<Cause>,
 }
 
 /// Forks a child that runs `work` and exits with the result. It closes the descriptors in `closed` first.
@@ -135,17 +136,14 @@ impl Process {
         self.pid
     }
 
-    /// Its wait status, if it has ended.
-    pub fn ended(&mut self) -> Option<WaitStatus> {
-        if self.status.is_none() {
-            let status = waitpid(self.pid, Some(WaitPidFlag::WNOHANG));
-            self.status = status.ok().filter(|status| *status != WaitStatus::StillAlive);
-        }
+    /// How it has ended, if it has.
+    pub fn ended(&mut self) -> Option<Cause> {
+        self.status = self.status.or_else(|| Cause::reap(self.pid));
         self.status
     }
 
     /// Waits for its end; None if it did not end in this time and was killed.
-    pub fn wait(mut self, timeout: Duration) -> Option<WaitStatus> {
+    pub fn wait(mut self, timeout: Duration) -> Option<Cause> {
         let begun = Instant::now();
         while self.ended().is_none() && begun.elapsed() < timeout {
             sleep(POLL);
