@@ -7,7 +7,6 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use nix::sys::prctl::set_child_subreaper;
 use nix::unistd::Pid;
 
 use super::Supervisor;
@@ -34,8 +33,6 @@ pub(super) struct Pools {
     pending: Vec<Pending>,
     /// By pool.
     retries: BTreeMap<u16, Retry>,
-    /// Whether orphans come to this process.
-    is_reaper: bool,
 }
 
 struct Pending {
@@ -113,11 +110,11 @@ impl Supervisor {
     /// All per-connection processes are on their way out: the server stops.
     pub(super) fn stop_pools(&mut self, command: Command) {
         // Those that are not known yet notice that their channel has ended.
-        let Pools { slots, is_reaper, .. } = std::mem::take(&mut self.pools);
+        let Pools { slots, .. } = std::mem::take(&mut self.pools);
         for slot in slots.iter().copied() {
             self.stop_worker(slot, command);
         }
-        self.pools = Pools { slots, is_reaper, ..Pools::default() };
+        self.pools = Pools { slots, ..Pools::default() };
     }
 
     /// Slot and pid of the process that forks those of a pool, if it can.
@@ -195,11 +192,6 @@ impl Supervisor {
     }
 
     fn ask_for(&mut self, parent: Pid, slot: usize) -> io::Result<()> {
-        if !self.pools.is_reaper {
-            // The parent forks twice, so that its children become those of the supervisor.
-            set_child_subreaper(true)?;
-            self.pools.is_reaper = true;
-        }
         let (ours, theirs) = Channel::pair()?;
         let (Some(record), Some(inbox)) = (self.shared.scoreboard.slot(slot), self.processes.inbox(slot))
         else {

@@ -164,7 +164,7 @@ impl Supervisor {
             }
             Ok(())
         };
-        let _ = self.send_out(Errand::WriteRecord, write);
+        let _ = self.send_out(Errand::Tidy("writing a crash record"), write);
     }
 
     /// A process of this slot has died, perhaps in a handler.

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use nix::sys::prctl::set_child_subreaper;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -101,6 +102,8 @@ impl Supervisor {
                 processes.add_slot().map_err(internal)?;
             }
         }
+        // Parents of per-connection processes fork twice, so that their children become those of the supervisor.
+        set_child_subreaper(true).map_err(|error| internal(error.into()))?;
         let signals = watch_signals().map_err(internal)?;
         go_on(start)?; // the loop reads what comes from here on
         let control = Control::new(&config.control, &before.listeners).map_err(|error| {

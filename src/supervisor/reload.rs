@@ -169,7 +169,7 @@ impl Supervisor {
             gone.iter().for_each(|listener| listener.remove_file());
             Ok(())
         };
-        let _ = self.send_out(Errand::RemoveSockets, remove); // else they are replaced when they are bound again
+        let _ = self.send_out(Errand::Tidy("removing sockets"), remove); // else they are replaced when they are bound again
     }
 
     fn end_reload(&mut self, result: Result<(), String>) {

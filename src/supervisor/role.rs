@@ -13,10 +13,8 @@ pub enum Errand {
     OpenLogs,
     /// Looks at the files that gateways read until they have changed.
     WatchCertificates,
-    /// Writes a crash record.
-    WriteRecord,
-    /// Removes the files of sockets.
-    RemoveSockets,
+    /// Changes files, and hands nothing back; what the process is called.
+    Tidy(&'static str),
 }
 
 /// What an errand has handed back: descriptors by name, in order.
@@ -28,8 +26,7 @@ impl Errand {
             Errand::Reload => "preparing the reload",
             Errand::OpenLogs => "opening the log",
             Errand::WatchCertificates => "watching the certificates",
-            Errand::WriteRecord => "writing a crash record",
-            Errand::RemoveSockets => "removing sockets",
+            Errand::Tidy(what) => what,
         }
     }
 }

@@ -216,7 +216,7 @@ impl Supervisor {
             Errand::Reload => self.reload_prepared(pid, matches!(cause, Cause::Ended(_)), parts),
             Errand::OpenLogs => self.logs_were_opened(parts),
             Errand::WatchCertificates => self.certificates_changed(parts),
-            Errand::WriteRecord | Errand::RemoveSockets => {}
+            Errand::Tidy(_) => {}
         }
     }
 
