@@ -8,13 +8,11 @@ use std::io::{self, Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use clap::Args;
-use serde::Deserialize;
 
 use crate::ctl::record::{Heading, MAX_FILE};
 use crate::exit::Exit;
+use crate::supervisor::crash_record::CrashRecord;
 
 /// The first line of a script written here, which may be overwritten.
 const MARK: &str = "# Made by wshd replay of ";
@@ -32,38 +30,6 @@ pub struct Replay {
     /// Write the script of a crash record to this file
     #[arg(long, value_name = "FILE", default_value = "replay.test")]
     script: PathBuf,
-}
-
-/// The fields of a crash record that are used.
-#[derive(Deserialize)]
-struct Record {
-    time: String,
-    handler: Option<Handler>,
-    request: Option<Request>,
-    message: Option<Message>,
-}
-
-#[derive(Deserialize)]
-struct Handler {
-    name: String,
-    file: PathBuf,
-    callback: String,
-}
-
-#[derive(Deserialize)]
-struct Request {
-    resource: Option<String>,
-    origin: Option<String>,
-    subprotocol: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Message {
-    #[serde(rename = "type")]
-    kind: String,
-    size: u64,
-    bytes: String,
-    complete: bool,
 }
 
 impl Replay {
@@ -109,14 +75,14 @@ impl Replay {
 
     /// Writes the script of a crash record. Returns the handler that crashed, and its resource.
     fn of_crash(&self, text: &str) -> Result<(Option<PathBuf>, Option<String>), String> {
-        let record: Record = serde_json::from_str(text)
+        let record: CrashRecord = serde_json::from_str(text)
             .map_err(|error| format!("expected a recording or a crash record: {error}"))?;
         write(&self.script, &format!("{MARK}{}\n{}", self.record.display(), script(&record)?))
             .map_err(|why| format!("{}: {why}", self.script.display()))?;
         let resource = record.request.and_then(|request| request.resource);
         let path = resource.and_then(|resource| Some(resource.split('?').next()?.to_owned()));
         let path = path.filter(|path| path.len() > 1);
-        Ok((record.handler.map(|handler| handler.file), path))
+        Ok((record.handler.map(|handler| handler.file.into()), path))
     }
 }
 
@@ -127,7 +93,7 @@ fn read(path: &Path) -> io::Result<String> {
 }
 
 /// The script: the request of the connection, and the message that was being handled.
-fn script(record: &Record) -> Result<String, String> {
+fn script(record: &CrashRecord) -> Result<String, String> {
     let mut script = String::new();
     let handler = record.handler.as_ref();
     let whom = handler.map_or(String::new(), |handler| format!("{} of {}", handler.callback, handler.name));
@@ -149,8 +115,7 @@ fn script(record: &Record) -> Result<String, String> {
         let _ = writeln!(script, "    {name}: {value}");
     }
     if let Some(message) = &record.message {
-        let bytes =
-            BASE64.decode(&message.bytes).map_err(|error| format!("the bytes of the message: {error}"))?;
+        let bytes = message.bytes()?;
         if !message.complete {
             let _ = writeln!(
                 script,

@@ -310,7 +310,9 @@ impl Supervisor {
     }
 
     pub(super) fn auxiliary_ended(&mut self, pid: Pid, cause: Cause) {
-        let Some((why, is_trial)) = self.auxiliaries.ended(pid, &cause.to_string(), clock::now()) else { return };
+        let Some((why, is_trial)) = self.auxiliaries.ended(pid, &cause.to_string(), clock::now()) else {
+            return;
+        };
         let is_start = !is_trial && !self.host.daemon.is_ready() && !self.slots.is_stopping();
         if !is_start {
             return log::error!("{why}");

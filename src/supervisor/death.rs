@@ -1,30 +1,17 @@
-//! The death of a worker for people: one line for the log with all that is known, and a record in JSON from which
-//! it can be replayed. Writes no log and quarantines nobody.
+//! The death of a worker for people: one line for the log with all that is known. Writes no log and quarantines nobody.
 
 use std::fmt::{self, Write as _};
-use std::fs::OpenOptions;
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use rustix::process::{WaitOptions, waitpid};
-use serde_json::{Value, json};
 
 use super::plural;
 use crate::ffi::callback_name;
 use crate::ffi::guarded;
-use crate::fleet::crash::{EXIT, HANG, Spot};
+use crate::fleet::crash::{EXIT, HANG};
 use crate::fleet::crash_report::{Facts, Message};
 use crate::fleet::routes::Route;
-
-/// The most records in a directory; the oldest make way.
-pub const MOST: usize = 100;
-const PREFIX: &str = "wshd-crash-";
 
 /// How a worker came to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +59,7 @@ impl Cause {
     }
 
     /// The signal of which it died.
-    fn signal(self) -> Option<String> {
+    pub fn signal(self) -> Option<String> {
         let number = match self {
             Cause::Crash(signal, _) => signal as i32,
             Cause::Killed(number) => number,
@@ -81,17 +68,31 @@ impl Cause {
         let unnamed = |_| format!("signal {number}");
         Some(Signal::try_from(number).map_or_else(unnamed, |signal| signal.as_str().to_owned()))
     }
+
+    /// The address that could not be used.
+    pub fn address(self) -> Option<u64> {
+        match self {
+            Cause::Crash(Signal::SIGSEGV | Signal::SIGBUS, address) => Some(address),
+            _ => None,
+        }
+    }
+
+    /// With what it has ended by itself.
+    pub fn status(self) -> Option<i32> {
+        if let Cause::Ended(status) = self { Some(status) } else { None }
+    }
 }
 
 impl fmt::Display for Cause {
     fn fmt(&self, text: &mut fmt::Formatter<'_>) -> fmt::Result {
         let signal = self.signal().unwrap_or_default();
         match self {
-            Cause::Crash(Signal::SIGSEGV | Signal::SIGBUS, address) => {
-                write!(text, "crashed: {signal} at address {address:#x}")?;
-                guarded::explain(*address).map_or(Ok(()), |what| write!(text, " ({what})"))
+            Cause::Crash(..) => {
+                write!(text, "crashed: {signal}")?;
+                let Some(address) = self.address() else { return Ok(()) };
+                write!(text, " at address {address:#x}")?;
+                guarded::explain(address).map_or(Ok(()), |what| write!(text, " ({what})"))
             }
-            Cause::Crash(..) => write!(text, "crashed: {signal}"),
             Cause::Exit => text.write_str("was brought down by a call of exit()"),
             Cause::Hang => text.write_str("was brought down: a handler did not come back"),
             Cause::Killed(_) => write!(text, "died of {signal}"),
@@ -151,87 +152,9 @@ impl Death<'_> {
         }
         line
     }
-
-    pub fn record(&self, time: SystemTime) -> Value {
-        let Facts { code, via, peer, resource, origin, protocol, message } = &self.facts;
-        let address = match self.cause {
-            Cause::Crash(Signal::SIGSEGV | Signal::SIGBUS, address) => Some(format!("{address:#x}")),
-            _ => None,
-        };
-        let status = if let Cause::Ended(status) = self.cause { Some(status) } else { None };
-        let spot = |spot: &Option<Spot>| {
-            let place =
-                |spot: &Spot| json!({ "module": spot.module(), "offset": format!("{:#x}", spot.offset) });
-            spot.as_ref().map(place)
-        };
-        let handler = self.handler.map(|route| {
-            json!({
-                "name": route.name,
-                "version": route.version,
-                "file": route.file.to_string_lossy(),
-                "resource": route.resource,
-                "callback": callback_name(self.callback),
-            })
-        });
-        let text =
-            |bytes: &Option<Vec<u8>>| bytes.as_ref().map(|bytes| String::from_utf8_lossy(bytes).into_owned());
-        let request = resource.is_some().then(
-            || json!({ "resource": text(resource), "origin": text(origin), "subprotocol": text(protocol) }),
-        );
-        let message = message.as_ref().map(|message| {
-            json!({
-                "type": kind_name(message.kind),
-                "size": message.size,
-                "hash": message.hash.map(|hash| format!("{hash:08x}")),
-                "bytes": BASE64.encode(&message.bytes),
-                "complete": message.bytes.len() as u64 == message.size,
-            })
-        });
-        json!({
-            "wshd": env!("CARGO_PKG_VERSION"),
-            "time": humantime::format_rfc3339_millis(time).to_string(),
-            "worker": self.worker,
-            "pid": self.pid,
-            "cause": self.cause.name(),
-            "signal": self.cause.signal(),
-            "address": address,
-            "status": status,
-            "code": spot(code),
-            "via": spot(via),
-            "handler": handler,
-            "connection": (self.conn != 0).then(|| format!("{:x}", self.conn)),
-            "peer": peer.map(|peer| peer.to_string()),
-            "request": request,
-            "message": message,
-        })
-    }
 }
 
-/// Writes a record into a directory, whose oldest records make way. Returns its path.
-pub fn write(dir: &Path, record: &Value, time: SystemTime, pid: i32) -> io::Result<PathBuf> {
-    let stamp = humantime::format_rfc3339_millis(time).to_string().replace([':', '-'], "");
-    let path = dir.join(format!("{PREFIX}{stamp}-{pid}.json"));
-    let mut text = serde_json::to_string_pretty(record)?;
-    text.push('\n');
-    // create_new follows no link that somebody has put there.
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
-    // On a full disk nothing is left rather than a part.
-    file.write_all(text.as_bytes()).inspect_err(|_| drop(std::fs::remove_file(&path)))?;
-    make_room(dir)?;
-    Ok(path)
-}
-
-/// Removes the oldest records; their names sort by time.
-fn make_room(dir: &Path) -> io::Result<()> {
-    let is_record = |name: &str| name.starts_with(PREFIX) && name.ends_with(".json");
-    let names = std::fs::read_dir(dir)?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    let mut names: Vec<String> = names.filter(|name| is_record(name)).collect();
-    names.sort();
-    let surplus = names.len().saturating_sub(MOST);
-    names.iter().take(surplus).try_for_each(|name| std::fs::remove_file(dir.join(name)))
-}
-
-fn kind_name(kind: u32) -> &'static str {
+pub fn kind_name(kind: u32) -> &'static str {
     match kind {
         ws_handler::raw::WS_TEXT => "text",
         _ => "binary",
@@ -240,13 +163,11 @@ fn kind_name(kind: u32) -> &'static str {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt;
-    use std::time::{Duration, UNIX_EPOCH};
-
+pub(super) mod tests {
     use super::*;
+    use crate::fleet::crash::Spot;
 
-    fn route() -> Route {
+    pub fn route() -> Route {
         let (file, name) = ("/h/crash_wsh.so".into(), "crash".into());
         Route { file, name, version: "1".into(), ..Route::for_test("/crash") }
     }
@@ -255,7 +176,7 @@ mod tests {
         Some(Spot::new(module.as_bytes(), offset))
     }
 
-    fn facts() -> Facts {
+    pub fn facts() -> Facts {
         Facts {
             code: spot("crash_wsh.so", 0x11a3),
             via: spot("libc.so.6", 0x8a),
@@ -268,7 +189,7 @@ mod tests {
     }
 
     /// on_message is number 6 (`ffi::place::Callback`).
-    fn death(cause: Cause, handler: Option<&Route>, facts: Facts) -> Death<'_> {
+    pub fn death(cause: Cause, handler: Option<&Route>, facts: Facts) -> Death<'_> {
         Death { worker: "worker default/0", pid: 42, cause, handler, callback: 6, conn: 0x1_0000_0002, facts }
     }
 
@@ -288,50 +209,5 @@ mod tests {
         assert_eq!(Cause::Killed(34).to_string(), "died of signal 34");
         let ended = death(Cause::Ended(0), Some(&route), Facts::default());
         assert_eq!(ended.line(), "ended with status 0 in on_message of crash, connection 100000002");
-    }
-
-    #[test]
-    fn a_record_has_all_of_it() {
-        let route = route();
-        let time = UNIX_EPOCH + Duration::from_millis(1_767_322_805_678); // 2026-01-02 03:00:05.678
-        let record = death(Cause::Crash(Signal::SIGSEGV, 16), Some(&route), facts()).record(time);
-        let expected = json!({
-            "wshd": env!("CARGO_PKG_VERSION"),
-            "time": "2026-01-02T03:00:05.678Z",
-            "worker": "worker default/0",
-            "pid": 42,
-            "cause": "crash",
-            "signal": "SIGSEGV",
-            "address": "0x10",
-            "status": null,
-            "code": { "module": "crash_wsh.so", "offset": "0x11a3" },
-            "via": { "module": "libc.so.6", "offset": "0x8a" },
-            "handler": { "name": "crash", "version": "1", "file": "/h/crash_wsh.so", "resource": "/crash",
-                         "callback": "on_message" },
-            "connection": "100000002",
-            "peer": "192.0.2.1:80",
-            "request": { "resource": "/crash?a", "origin": null, "subprotocol": "chat" },
-            "message": { "type": "text", "size": 5, "hash": "00001a2b", "bytes": "aGVs", "complete": false },
-        });
-        assert_eq!(record, expected);
-    }
-
-    #[test]
-    fn a_directory_keeps_the_newest_records_and_what_is_not_ours() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("a-note.json"), "").unwrap();
-        let write_at = |second: u64| {
-            let time = UNIX_EPOCH + Duration::from_secs(1_767_322_805 + second);
-            write(dir.path(), &json!(second), time, 42).unwrap()
-        };
-        let first = write_at(0);
-        assert_eq!(first.file_name().unwrap(), "wshd-crash-20260102T030005.000Z-42.json");
-        assert_eq!(first.metadata().unwrap().permissions().mode() & 0o777, 0o600);
-        let rest: Vec<PathBuf> = (1..=MOST as u64).map(write_at).collect();
-        assert!(!first.exists() && rest.iter().all(|path| path.exists()));
-        assert!(dir.path().join("a-note.json").exists());
-        assert!(write(dir.path(), &json!(0), UNIX_EPOCH, 1).is_ok(), "older than all: it goes at once");
-        let again = write(dir.path(), &json!(0), UNIX_EPOCH + Duration::from_secs(1_767_322_806), 42);
-        assert!(again.is_err(), "nothing is written over");
     }
 }

@@ -8,6 +8,7 @@ mod certificates;
 mod changes;
 mod child;
 mod control;
+pub(crate) mod crash_record;
 pub(crate) mod death;
 mod drain;
 pub mod dry_run;

@@ -7,9 +7,9 @@ use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use serde_json::Value;
 
-use super::death::{self, Cause, Death};
+use super::crash_record::CrashRecord;
+use super::death::{Cause, Death};
 use super::errand::Outbox;
 use super::generation::Generation;
 use super::policy::quarantine::{Measure, Quarantine, Verdict};
@@ -37,8 +37,8 @@ pub(super) struct Postmortem {
     pub quarantine: Quarantine,
     /// Handlers that are to be isolated.
     suspects: BTreeSet<u16>,
-    /// To be written when there is time: when, which process, what.
-    records: Vec<(SystemTime, Pid, Value)>,
+    /// To be written when there is time.
+    records: Vec<CrashRecord>,
 }
 
 impl Postmortem {
@@ -156,9 +156,9 @@ impl Supervisor {
             return;
         }
         let write = |_: &Outbox| {
-            for (time, pid, record) in records {
-                match death::write(&dir, &record, time, pid.as_raw()) {
-                    Ok(path) => log::info!("crash record of process {pid}: {}", path.display()),
+            for record in records {
+                match record.write(&dir) {
+                    Ok(path) => log::info!("crash record of process {}: {}", record.pid, path.display()),
                     Err(error) => log::error!("{}: cannot write a crash record: {error}", dir.display()),
                 }
             }
@@ -197,9 +197,8 @@ impl Supervisor {
         let line = death.line();
         log::error!("{worker}[{pid}] {line}");
         if self.generation.config.crash_records.is_some() {
-            let now = SystemTime::now();
-            let record = death.record(now);
-            self.postmortem.records.push((now, pid, record));
+            let record = CrashRecord::of(&death, SystemTime::now());
+            self.postmortem.records.push(record);
         }
         line
     }
