@@ -372,18 +372,20 @@ fn a_second_interrupt_waits_for_no_process_of_any_kind() {
         "[handler.'/patient']\ndrain_timeout = 'never'\n[handler.'/single']\nisolation = 'connection'\n";
     fs::write(&config, text).unwrap();
     let args = ["--config", config.to_str().unwrap(), "--workers", "1", "-o", "stop_timeout=10m"];
-    let mut server = Server::start(&dir, &args);
+    let mut server = Server::start(&dir, &[&args[..], &["--metrics", "127.0.0.1:0"]].concat());
     let titled = |server: &Server, prefix: &str| {
         let title = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let workers = server.workers().into_iter();
-        workers.filter(|pid| title(pid).starts_with(prefix)).collect::<BTreeSet<i32>>()
+        let children = daemon::children(server.pid()).into_iter();
+        children.filter(|pid| title(pid).starts_with(prefix)).collect::<BTreeSet<i32>>()
     };
     let mut clients = ["/patient", "/single"].map(|path| Raw::open(&server.address(), path));
     assert_eq!(clients.each_mut().map(|client| client.ask("hello")), ["hello", "hello"]);
     let draining = titled(&server, "wshd: worker default/");
     install(&dir, "patient", STUBBORN);
     reload(&server);
-    let stopped = &draining | &titled(&server, "wshd: worker single/");
+    until("the metrics process was replaced, too", || titled(&server, "wshd: metrics").len() == 1);
+    let others = ["wshd: worker single/", "wshd: metrics"].map(|prefix| titled(&server, prefix));
+    let stopped = others.iter().fold(draining, |all, some| &all | some);
     stopped.iter().for_each(|pid| kill(Pid::from_raw(*pid), Signal::SIGSTOP).unwrap());
     server.signal(Signal::SIGINT);
     until("the first has been obeyed", || titled(&server, "wshd: parent ").is_empty());

@@ -302,7 +302,10 @@ fn an_executable_that_fails_late_leaves_the_sockets_of_the_old_one_alone() {
     let output = ctl("upgrade");
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(9), "{error}");
-    assert!(error.contains("this executable serves on: ") && error.contains("exit code 3"), "{error}");
+    assert!(
+        error.contains("this executable serves on: ") && error.contains("ended with status 3"),
+        "{error}"
+    );
     let status = String::from_utf8(ctl("status").stdout).unwrap();
     assert!(status.contains(&format!("process {}, ", upgradable.supervisor)), "{status}");
     let mut raw = Raw::over(client::unix(&socket));

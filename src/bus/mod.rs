@@ -33,6 +33,8 @@ pub struct Start {
 /// Reports that it is ready, waits for the command to begin, and serves until the command to stop.
 pub fn run(start: Start, channel: &Channel) -> io::Result<()> {
     channel.send_start(&control::Start::Ready)?;
-    channel.wait_for_begin()?;
+    if !channel.wait_for_begin()? {
+        return Ok(());
+    }
     server::Server::new(start, channel)?.serve()
 }

@@ -88,7 +88,9 @@ pub fn run(start: Start, channel: &Channel) -> io::Result<()> {
     let shared = Arc::new(Shared { config, cgi, root, limiter, running, serving });
     orphans::adopt()?;
     channel.send_start(&control::Start::Ready)?;
-    channel.wait_for_begin()?;
+    if !channel.wait_for_begin()? {
+        return Ok(());
+    }
     serve(&shared, &inbox, channel)
 }
 

@@ -226,13 +226,13 @@ impl Channel {
         datagram::send(self.0.as_fd(), &bytes, None)
     }
 
-    /// Waits until it is told to begin. [auxiliary process]
-    pub fn wait_for_begin(&self) -> io::Result<()> {
+    /// Waits until it is told to begin; false: it is told to leave, or the supervisor has ended. [auxiliary process]
+    pub fn wait_for_begin(&self) -> io::Result<bool> {
         loop {
             match self.recv_command() {
-                Ok(Some((Command::Begin, _))) => return Ok(()),
+                Ok(Some((Command::Begin, _))) => return Ok(true),
+                Ok(Some((Command::Drain | Command::Stop | Command::Quit, _)) | None) => return Ok(false),
                 Ok(Some(_)) => {}
-                Ok(None) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
                     match poll(&mut fds, PollTimeout::NONE) {

@@ -8,7 +8,6 @@ mod processes;
 mod server;
 mod text;
 
-use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -51,11 +50,13 @@ impl Start {
     }
 }
 
-/// Serves from the command to begin until it is killed; fails if polling fails.
-pub fn run(start: Start, channel: &Channel) -> io::Result<Infallible> {
+/// Serves from the command to begin until it is told to leave; fails if polling fails.
+pub fn run(start: Start, channel: &Channel) -> io::Result<()> {
     channel.send_start(&control::Start::Ready)?;
-    channel.wait_for_begin()?;
-    server::serve(&start.listeners, |head| answer(&start, head))
+    if !channel.wait_for_begin()? {
+        return Ok(());
+    }
+    server::serve(&start.listeners, channel, |head| answer(&start, head))
 }
 
 /// The response to a request.

@@ -1,7 +1,6 @@
 //! A small HTTP server: one request per connection, few clients, each with a deadline, in one loop over non-blocking
 //! sockets.
 
-use std::convert::Infallible;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
@@ -12,6 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{SockRef, Socket};
 
 use crate::clock;
+use crate::fleet::control::{Channel, Command};
 use crate::fleet::listener::Listener;
 use crate::http::{self, Response};
 use crate::proto::http1::head::{self, Head, HeadLimits, Parsed};
@@ -47,11 +47,16 @@ enum Next {
     Close,
 }
 
-/// Responds to requests with what `answer` returns, forever; fails if polling fails.
-pub fn serve(listeners: &[Arc<Listener>], answer: impl Fn(&Head) -> Response) -> io::Result<Infallible> {
+/// Responds to requests with what `answer` returns until it is told to leave; fails if polling fails.
+pub fn serve(
+    mut listeners: &[Arc<Listener>],
+    channel: &Channel,
+    answer: impl Fn(&Head) -> Response,
+) -> io::Result<()> {
     let mut clients: Vec<Client> = Vec::new();
-    loop {
-        let (acceptable, ready) = wait(listeners, &clients)?;
+    let mut is_draining = false;
+    while !is_draining || !clients.is_empty() {
+        let (has_command, acceptable, ready) = wait(channel, listeners, &clients)?;
         let now = clock::now();
         let mut ready = ready.into_iter();
         clients.retain_mut(|client| {
@@ -62,16 +67,28 @@ pub fn serve(listeners: &[Arc<Listener>], answer: impl Fn(&Head) -> Response) ->
         for listener in acceptable {
             accept(listener, &mut clients, now);
         }
+        if has_command {
+            match channel.recv_command() {
+                Ok(Some((Command::Drain, _))) => (is_draining, listeners) = (true, &[]),
+                Ok(Some((Command::Stop | Command::Quit, _)) | None) => return Ok(()),
+                Ok(Some(_)) => {}
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::InvalidData) => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
+    Ok(())
 }
 
-/// Waits for events or the next deadline. Returns the listeners with a new connection, and which clients are ready.
+/// Waits for events or the next deadline. Returns whether there is a command, the listeners with a new connection, and which
+/// clients are ready.
 fn wait<'a>(
+    channel: &Channel,
     listeners: &'a [Arc<Listener>],
     clients: &[Client],
-) -> io::Result<(Vec<&'a Listener>, Vec<bool>)> {
-    let waiting = listeners.iter().map(|listener| PollFd::new(listener.as_fd(), PollFlags::POLLIN));
-    let mut fds: Vec<PollFd> = waiting.collect();
+) -> io::Result<(bool, Vec<&'a Listener>, Vec<bool>)> {
+    let waiting = [channel.as_fd()].into_iter().chain(listeners.iter().map(|listener| listener.as_fd()));
+    let mut fds: Vec<PollFd> = waiting.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
     fds.extend(clients.iter().map(|client| {
         let writes = matches!(client.phase, Phase::Response(..));
         PollFd::new(client.socket.as_fd(), if writes { PollFlags::POLLOUT } else { PollFlags::POLLIN })
@@ -86,9 +103,10 @@ fn wait<'a>(
         Err(error) => return Err(error.into()),
     }
     let mut ready = fds.iter().map(|fd| fd.any().unwrap_or(false));
+    let has_command = ready.next().unwrap_or(false);
     let acceptable =
         listeners.iter().filter(|_| ready.next().unwrap_or(false)).map(|listener| &**listener).collect();
-    Ok((acceptable, ready.collect()))
+    Ok((has_command, acceptable, ready.collect()))
 }
 
 fn accept(listener: &Listener, clients: &mut Vec<Client>, now: Instant) {

@@ -12,8 +12,7 @@
 //! - a variant of [`Kind`], with its row in each of its methods and in the functions below;
 //! - what it is given and runs, in `spawn::auxiliary`.
 //!
-//! Its code sends [`Start::Ready`], waits for `Begin`, and obeys `Drain`, `Stop`, `Quit` and the end of the channel. One
-//! that takes commands also gets `Tx` (the inbox of a new slot) and `Log`. Its confinement is chosen in `child`; what needs
+//! Its code sends [`Start::Ready`], waits for `Begin`, and obeys `Drain`, `Stop`, `Quit` and the end of the channel. Its confinement is chosen in `child`; what needs
 //! the rights of the supervisor (a private key) is opened before that, there.
 
 use std::io;
@@ -48,7 +47,7 @@ fn count(kind: Kind, generation: &Generation) -> usize {
 /// Whether the processes of one generation cannot serve another.
 fn is_changed(kind: Kind, old: &Generation, new: &Generation) -> bool {
     match kind {
-        Kind::Metrics => true, // it tells of the configuration and its handlers
+        Kind::Metrics => true, // it reports the configuration and its handlers
         Kind::Gateway => old.are_gateways_changed(new),
         Kind::Bus => new.bus.is_used() && old.bus_settings() != new.bus_settings(),
         Kind::Cgi => old.programs() != new.programs(),
@@ -97,9 +96,6 @@ impl Auxiliary {
     /// It is not needed any more. One that relays connections leaves with its last one, the others by the deadline.
     fn retire(self, processes: &mut Processes, deadline: Instant) {
         let Some(pid) = self.pid else { return };
-        if !self.kind.takes_commands() {
-            return processes.dismiss(pid);
-        }
         processes.set_role(pid, Role::Leaving(self.kind));
         let _ = processes.command(pid, Command::Drain, None); // it is gone, or late
         let deadline = if self.kind.relays() { Instant::NEVER } else { deadline };
@@ -211,15 +207,6 @@ impl Auxiliaries {
         self.is_serving = true;
         let ready = self.of(false).filter(|auxiliary| auxiliary.is_ready);
         ready.filter_map(|auxiliary| auxiliary.pid).for_each(|pid| begin(processes, pid));
-    }
-
-    /// Those that take no commands are replaced: what they were forked with has changed.
-    pub fn renew(&mut self, processes: &mut Processes) {
-        let current = self.all.iter_mut().filter(|auxiliary| !auxiliary.is_trial);
-        for auxiliary in current.filter(|auxiliary| !auxiliary.kind.takes_commands()) {
-            auxiliary.is_ready = false;
-            auxiliary.pid.take().into_iter().for_each(|pid| processes.dismiss(pid));
-        }
     }
 
     fn by_pid(&mut self, pid: Pid) -> Option<&mut Auxiliary> {
@@ -414,7 +401,7 @@ mod tests {
         all.settle(Kind::Metrics, 1, &mut processes, end);
         assert_eq!((all.all.len(), all.all[0].pid), (2, Some(NOBODY)), "the last ones go");
         all.settle(Kind::Metrics, 0, &mut processes, end);
-        assert_eq!(processes.get(NOBODY).unwrap().role, Role::Dismissed);
-        assert!(!has_begun(&channel) && all.all.len() == 1);
+        assert_eq!(processes.get(NOBODY).unwrap().role, Role::Leaving(Kind::Metrics));
+        assert!(matches!(channel.recv_command(), Ok(Some((Command::Drain, None)))) && all.all.len() == 1);
     }
 }

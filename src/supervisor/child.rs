@@ -114,8 +114,7 @@ impl Child {
                 })
             }
             Task::Auxiliary(kind, channel, serve) => {
-                // Confined as the workers of the default pool, or as programs. SIGTERM stays blocked: those that take commands read it,
-                // and metrics show how the workers stop.
+                // Confined as the workers of the default pool, or as programs. SIGTERM stays blocked: they read commands.
                 let confine = || {
                     let confinement = match kind {
                         Kind::Gateway => Confinement::of_gateways(&config),
@@ -123,7 +122,7 @@ impl Child {
                         Kind::Metrics | Kind::Bus => Confinement::of(&config, 0),
                     };
                     confinement.map_or(Ok(()), |to| to.enter())?;
-                    end_with(supervisor, if kind.takes_commands() { timeout } else { 1 })
+                    end_with(supervisor, timeout)
                 };
                 let part = match kind {
                     Kind::Metrics => Part::Metrics,

@@ -93,7 +93,6 @@ impl Supervisor {
                 log::warn!("process {pid} does not read its commands; it keeps its log level");
             }
         }
-        self.auxiliaries.renew(&mut self.processes);
     }
 
     /// Sends a descriptor to all workers, also those that are being replaced and those that wait.
@@ -110,7 +109,6 @@ impl Supervisor {
                 _ => {}
             }
         }
-        self.auxiliaries.renew(&mut self.processes);
     }
 
     /// Writes at most so many lines of a process.

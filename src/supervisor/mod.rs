@@ -293,16 +293,15 @@ impl Supervisor {
         self.abort_rolling("the server is told to stop");
         self.slots.on(event, clock::now());
         self.settle_auxiliaries();
-        let command = if self.slots.stops_at_once() { Command::Quit } else { Command::Stop };
-        self.stop_pools(command);
-        self.hurry(command);
+        self.stop_pools();
+        self.hurry();
     }
 
     /// No worker is left that holds a slot: the rest is waited for.
     fn leave(&mut self) {
         self.auxiliaries.abort_trial(&mut self.processes);
         self.settle_auxiliaries();
-        self.hurry(Command::Stop);
+        self.hurry();
     }
 
     /// The exit code, when nothing is left to be done.

@@ -108,11 +108,11 @@ impl Supervisor {
     }
 
     /// All per-connection processes are on their way out: the server stops.
-    pub(super) fn stop_pools(&mut self, command: Command) {
+    pub(super) fn stop_pools(&mut self) {
         // Those that are not known yet notice that their channel has ended.
         let Pools { slots, .. } = std::mem::take(&mut self.pools);
         for slot in slots.iter().copied() {
-            self.stop_worker(slot, command);
+            self.stop_worker(slot, self.stop_command());
         }
         self.pools = Pools { slots, ..Pools::default() };
     }

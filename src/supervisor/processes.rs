@@ -236,7 +236,6 @@ impl Processes {
     /// Pids of all that can be told something.
     pub fn with_channel(&self) -> Vec<Pid> {
         let listens = |process: &Process| match process.role {
-            Role::Auxiliary(kind) => process.channel.is_some() && kind.takes_commands(),
             Role::Errand(_) => false,
             _ => process.channel.is_some(),
         };

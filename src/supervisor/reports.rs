@@ -77,9 +77,7 @@ impl Supervisor {
                 }
                 Ok(None) | Err(_) => {
                     process.channel = None;
-                    if kind.takes_commands() {
-                        process.hurry(clock::now() + GRACE, "exit after it closed its channel");
-                    }
+                    process.hurry(clock::now() + GRACE, "exit after it closed its channel");
                 }
             }
         }

@@ -82,15 +82,6 @@ impl Kind {
         }
     }
 
-    /// Whether it reads commands after `Begin`. One that does not has nothing to lose: it is killed when it is not needed,
-    /// and replaced when it would have to be told something.
-    pub fn takes_commands(self) -> bool {
-        match self {
-            Kind::Metrics => false,
-            Kind::Gateway | Kind::Bus | Kind::Cgi => true,
-        }
-    }
-
     /// Whether one that is replaced may take until its last connection has ended.
     pub fn relays(self) -> bool {
         match self {

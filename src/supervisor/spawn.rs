@@ -156,10 +156,7 @@ pub(super) fn auxiliary(
                 started: supervisor.host.started,
             };
             Box::new(move |channel, confine| {
-                confine()
-                    .and_then(|()| metrics::run(start, channel))
-                    .map(|never| match never {})
-                    .map_err(internal)
+                confine().and_then(|()| metrics::run(start, channel)).map_err(internal)
             })
         }
         Kind::Gateway => {

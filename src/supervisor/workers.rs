@@ -107,9 +107,14 @@ impl Supervisor {
         }
     }
 
+    /// What processes are told when the server stops.
+    pub(super) fn stop_command(&self) -> Command {
+        if self.slots.stops_at_once() { Command::Quit } else { Command::Stop }
+    }
+
     /// The server stops: those that leave anyway have to be quick.
-    pub(super) fn hurry(&mut self, command: Command) {
-        let end = self.end_of_stop();
+    pub(super) fn hurry(&mut self) {
+        let (command, end) = (self.stop_command(), self.end_of_stop());
         let leaving = self
             .processes
             .iter()
@@ -172,7 +177,10 @@ impl Supervisor {
         }
         match (process.role, process.slot) {
             (Role::Auxiliary(_), _) => self.auxiliary_ended(pid, cause),
-            (Role::Leaving(kind), _) => log::info!("{}[{pid}] {cause}, replaced", kind.name()),
+            (Role::Leaving(kind), _) => match cause {
+                Cause::Ended(0) => log::debug!("{}[{pid}] exited", kind.name()),
+                _ => log::warn!("{}[{pid}] {cause} while it was leaving", kind.name()),
+            },
             (Role::Errand(errand), _) => self.errand_ended(errand, pid, cause, process.parts),
             (Role::Successor, _) => self.on_upgrade(upgrade::Event::Ended(cause.to_string())),
             (Role::Standby, Some(slot)) => {

@@ -1,6 +1,7 @@
 //! Metrics for operators: limits, reloads, and workers that hang.
 
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 
 use super::client::connect;
@@ -12,6 +13,17 @@ fn value(operated: &Operated, series: &str) -> Option<f64> {
     let text = String::from_utf8(request(&operated.metrics(), "GET", "/metrics", "").body).unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ').map(str::to_owned));
     line.map(|value| value.parse().unwrap())
+}
+
+/// The answer to a request of which a part has been sent before something happens.
+fn answer_after(operated: &Operated, happens: impl FnOnce()) -> String {
+    let mut stream = TcpStream::connect(operated.metrics()).unwrap();
+    stream.write_all(b"GET /livez HTTP/1.1\r\n").unwrap();
+    happens();
+    stream.write_all(b"Host: localhost\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
 }
 
 /// Sleeps for each message.
@@ -63,10 +75,17 @@ fn limits_and_reloads_have_metrics() {
     operated.refuses(&["reload"]);
     assert_eq!(value(&operated, "wshd_last_reload_successful"), Some(0.0));
     write("");
-    operated.says(&["reload"]);
+    let answer = answer_after(&operated, || drop(operated.says(&["reload"])));
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     until("the new process of metrics tells it", || {
         value(&operated, "wshd_last_reload_successful") == Some(1.0)
     });
+    let processes = || tls::processes(&operated.server, "metrics");
+    until("the old one has left", || processes().len() == 1);
+    let before = processes();
+    let answer = answer_after(&operated, || drop(operated.says(&["log-level", "error"])));
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert_eq!(processes(), before, "a new level is no reason to replace it");
     operated.server.stop();
 }
 
