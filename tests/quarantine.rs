@@ -329,7 +329,7 @@ fn a_handler_that_did_not_start_is_served_when_its_quarantine_is_lifted_and_it_s
     dir.handler("late", &source);
     let mut server = Server::start(&dir, &["--workers", "2", "--control-socket", socket.to_str().unwrap()]);
     let lift = || assert!(daemon::ctl(&socket, &["quarantine", "/late", "off"]).status.success());
-    let quarantines = || server.log().matches("late: workers die in it at their start").count();
+    let quarantines = || server.log().matches("late: ends workers during their start").count();
     assert_eq!(quarantines(), 1);
     lift();
     until("it has failed again", || quarantines() == 2);
@@ -383,8 +383,8 @@ fn a_suspect_is_isolated_before_it_is_quarantined() {
     };
     // Two, unless a worker lived too long for its death to count in the row.
     let is_said = |text: &str| server.log().contains(text);
-    (0..6).take_while(|_| !is_said("poison: suspected, workers die in no handler")).for_each(|_| crash());
-    assert!(is_said("and it ran last: served in a pool of its own, suspect-1"), "{}", server.log());
+    (0..6).take_while(|_| !is_said("poison: suspected of unattributed crashes")).for_each(|_| crash());
+    assert!(is_said("(it ran last); moved to a pool of its own, suspect-1"), "{}", server.log());
     until("it is isolated", || server.log().contains("reload: done"));
     let workers = |name: &str| {
         let is_it = |pid: &i32| {

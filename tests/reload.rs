@@ -181,7 +181,7 @@ fn a_failed_reload_changes_nothing() {
     install(&dir, "chat", &versioned(3, "return -1;"));
     refused(&server, "1 of its handlers cannot be loaded");
     install(&dir, "chat", &versioned(4, "_exit(3);"));
-    refused(&server, "call of exit() in on_worker_start");
+    refused(&server, "exit() called in on_worker_start");
 
     assert_eq!(pids(&server), before);
     assert_eq!(ask(&mut client, "version"), "1");
@@ -282,7 +282,7 @@ fn workers_are_added_and_removed_by_signal_and_a_reload_resets_their_number() {
     reload(&server);
     until("there is one", || server.workers().len() == 1);
     server.signal(Signal::SIGTTOU);
-    server.says("one worker has to stay");
+    server.says("cannot remove the last worker");
     assert_eq!(crowd.served().clients, 100);
     assert_eq!(crowd.ends(), []);
     drop(crowd);

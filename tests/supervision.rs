@@ -337,14 +337,14 @@ fn a_handler_that_ends_workers_at_the_start_is_named_and_the_others_are_served()
     assert!(begun.elapsed() < Duration::from_secs(5), "no delay: {:?}", begun.elapsed());
     let log = server.log();
     assert!(log.contains("crashed: SIGABRT in on_worker_start of bad0, bad0_wsh.so+0x"), "{log}");
-    assert!(log.contains("call of exit() in on_worker_start of leaves, leaves_wsh.so+0x"), "{log}");
+    assert!(log.contains("exit() called in on_worker_start of leaves, leaves_wsh.so+0x"), "{log}");
     let url = |name: &str| format!("ws://127.0.0.1:{}/{name}", port(&server));
     for name in &bad {
         match tungstenite::connect(url(name)) {
             Err(tungstenite::Error::Http(response)) => assert_eq!(response.status(), 503, "{name}"),
             other => panic!("{name}: {other:?}"),
         }
-        assert_eq!(log.matches(&format!("{name}: workers die in it at their start")).count(), 1, "{log}");
+        assert_eq!(log.matches(&format!("{name}: ends workers during their start")).count(), 1, "{log}");
     }
     let (mut client, _) = tungstenite::connect(url("echo")).unwrap();
     client.send("here".into()).unwrap();
@@ -382,7 +382,7 @@ fn a_handler_that_hangs_at_the_start_is_named_and_the_others_are_served() {
     assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
     let log = server.log();
     assert!(log.contains("in on_worker_start of hangs, hangs_wsh.so+0x"), "{log}");
-    assert_eq!(logged(&server, "hangs: workers die in it at their start"), 1, "{log}");
+    assert_eq!(logged(&server, "hangs: ends workers during their start"), 1, "{log}");
     let url = |name: &str| format!("ws://127.0.0.1:{}/{name}", port(&server));
     assert!(
         matches!(tungstenite::connect(url("hangs")), Err(tungstenite::Error::Http(reply)) if reply.status() == 503)
@@ -416,7 +416,7 @@ fn a_handler_whose_thread_aborts_is_not_loaded_again() {
         ),
     );
     let server = Server::start(&dir, &["--workers", "2"]);
-    until("it is quarantined", || logged(&server, "thread: workers die in it at their start") == 1);
+    until("it is quarantined", || logged(&server, "thread: ends workers during their start") == 1);
     until("they serve without it", || logged(&server, "is ready with 1 handlers") == 2);
     let crashes = logged(&server, "crashed: SIGABRT in no callback of thread, thread_wsh.so+0x");
     assert!((1..=2).contains(&crashes), "{crashes}: {}", server.log());
@@ -773,7 +773,7 @@ fn a_request_waits_for_a_process_of_its_own() {
     }
     let burst: Vec<_> = (0..6).map(|_| tungstenite::connect(&url)).collect();
     assert!(burst.iter().all(Result::is_ok), "{burst:?}");
-    assert_eq!(logged(&server, "not forked"), 0, "{}", server.log());
+    assert_eq!(logged(&server, "cannot fork"), 0, "{}", server.log());
     drop(burst);
     server.stop();
 }

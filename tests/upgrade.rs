@@ -445,7 +445,7 @@ fn the_old_server_resumes_if_the_new_executable_dies() {
     assert_eq!(fs::read_to_string(&pid_file).unwrap().trim(), old.to_string());
     drop((stubborn, late));
     upgradable.stop();
-    assert_eq!(upgradable.logged("no connection is left here"), 0);
+    assert_eq!(upgradable.logged("all connections moved or closed"), 0);
 }
 
 #[test]

@@ -230,7 +230,7 @@ impl Auxiliaries {
         }
     }
 
-    /// The process has ended: why, unless that is its own affair, and whether it was on trial.
+    /// The process has ended: why, and whether it was on trial; None if it is not one of these.
     fn ended(&mut self, pid: Pid, how: &str, now: Instant) -> Option<(String, bool)> {
         let auxiliary = self.by_pid(pid)?;
         let why = auxiliary.why.take().map_or_else(|| how.to_owned(), |why| format!("cannot start: {why}"));

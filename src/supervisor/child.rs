@@ -234,11 +234,11 @@ fn end_with(supervisor: Pid, timeout: u32) -> io::Result<()> {
     set_pdeathsig(Signal::SIGALRM)?;
     match getppid() == supervisor {
         true => Ok(()),
-        false => Err(io::Error::other("the supervisor has vanished")),
+        false => Err(io::Error::other("the supervisor has exited")),
     }
 }
 
-/// Seconds that a worker has to leave after the supervisor has vanished.
+/// Seconds that a worker has to leave after the supervisor has exited.
 static TIMEOUT: AtomicU32 = AtomicU32::new(0);
 
 /// The process whose end is waited for.

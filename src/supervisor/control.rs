@@ -150,7 +150,7 @@ impl Supervisor {
             breaker.open(until);
         }
         if let Some(route) = self.generation.routes.handlers().get(usize::from(number)) {
-            let how_long = time.map_or("until it is lifted".to_owned(), |time| format!("for {time:?}"));
+            let how_long = time.map_or("until it is switched off".to_owned(), |time| format!("for {time:?}"));
             log::warn!("{}: quarantined by wshd ctl {how_long}; {} answers 503", route.name, route.resource);
         }
     }

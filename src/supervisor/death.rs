@@ -20,7 +20,7 @@ pub enum Cause {
     Crash(Signal, u64),
     /// A handler has called `exit()`.
     Exit,
-    /// A handler did not come back.
+    /// A handler did not return.
     Hang,
     /// A signal that the process could not report; by number, since those for real time have no name.
     Killed(i32),
@@ -93,8 +93,8 @@ impl fmt::Display for Cause {
                 write!(text, " at address {address:#x}")?;
                 guarded::explain(address).map_or(Ok(()), |what| write!(text, " ({what})"))
             }
-            Cause::Exit => text.write_str("was brought down by a call of exit()"),
-            Cause::Hang => text.write_str("was brought down: a handler did not come back"),
+            Cause::Exit => text.write_str("ended: exit() called"),
+            Cause::Hang => text.write_str("killed: handler timeout"),
             Cause::Killed(_) => write!(text, "died of {signal}"),
             Cause::Ended(status) => write!(text, "ended with status {status}"),
         }

@@ -92,7 +92,7 @@ impl Supervisor {
             let Some((taker, pid)) = asked.checked_rem(others.len()).and_then(|index| others.get(index))
             else {
                 if !self.slots.is_taken(slot) && !self.slots.is_stopping() {
-                    self.call_back(slot);
+                    self.restart_to_drain(slot);
                 }
                 continue;
             };
@@ -115,7 +115,7 @@ impl Supervisor {
     }
 
     /// All workers have left: one comes back for as long as it takes to hand over what is in the inbox.
-    fn call_back(&mut self, slot: usize) {
+    fn restart_to_drain(&mut self, slot: usize) {
         self.slots.on(Event::Wanted(slot), clock::now());
         let step = Step { start: None, retire: Some(slot) };
         self.rolling.policy.on(rolling_restart::Event::Step(step));

@@ -115,13 +115,13 @@ pub fn run(mut config: Config, mut origin: Origin) -> Exit {
         Err((exit, why)) => {
             let exit = failed_to_start(&mut daemon, is_log_seen, exit, &why);
             signals.received().into_iter().for_each(end_by);
-            Outcome::Exit(exit)
+            LoopEnd::Exit(exit)
         }
     };
     // All that was the supervisor's is dropped: a child has what it was given, and nothing else.
     match outcome {
-        Outcome::Exit(exit) => exit,
-        Outcome::Child(child) => child.run(),
+        LoopEnd::Exit(exit) => exit,
+        LoopEnd::Child(child) => child.run(),
     }
 }
 
@@ -139,7 +139,7 @@ fn plural(count: usize, noun: &str) -> String {
 }
 
 /// How the supervisor's loop ends.
-enum Outcome {
+enum LoopEnd {
     /// The server ends.
     Exit(Exit),
     /// This is a forked child, which is to become this.
@@ -147,7 +147,7 @@ enum Outcome {
 }
 
 /// What a step of the loop returns: the loop goes on, or ends.
-type Flow<T = ()> = ControlFlow<Outcome, T>;
+type Flow<T = ()> = ControlFlow<LoopEnd, T>;
 
 struct Supervisor {
     /// What new workers are made of.
@@ -212,13 +212,13 @@ const GOING_AWAY: u16 = 1001;
 const LONG_TURN: Duration = Duration::from_millis(500);
 
 impl Supervisor {
-    fn run(mut self, is_log_seen: bool) -> Outcome {
+    fn run(mut self, is_log_seen: bool) -> LoopEnd {
         self.slots.on(Event::Start, clock::now());
         let outcome = match self.turn_forever() {
             ControlFlow::Break(outcome) => outcome,
             ControlFlow::Continue(never) => match never {},
         };
-        if let Outcome::Exit(exit) = outcome {
+        if let LoopEnd::Exit(exit) = outcome {
             // After an upgrade, or before it is done, they are somebody else's.
             if !self.upgrade.is_superseded() && self.upgrade.predecessor.is_none() {
                 self.generation.sockets().for_each(|listener| listener.remove_file());
@@ -244,7 +244,7 @@ impl Supervisor {
             self.announce();
             self.write_records();
             if let Some(exit) = self.is_done() {
-                return ControlFlow::Break(Outcome::Exit(exit));
+                return ControlFlow::Break(LoopEnd::Exit(exit));
             }
             self.wait();
         }
@@ -317,7 +317,7 @@ impl Supervisor {
         match ours.next() {
             Some(_) => None,
             None if superseded && self.rolling.policy.is_idle() => {
-                log::info!("upgrade: no connection is left here; leaving");
+                log::info!("upgrade: all connections moved or closed; exiting");
                 Some(Exit::Ok)
             }
             None => self.slots.exit(),
@@ -382,7 +382,7 @@ impl Supervisor {
         drop(fds);
         self.host.turned = clock::now();
         speakers.into_iter().for_each(|(pid, read)| read(self, pid));
-        self.read_births();
+        self.read_forked();
         self.read_successor();
         self.watch_old_server();
         self.serve_control();

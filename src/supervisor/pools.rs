@@ -22,7 +22,7 @@ use crate::fleet::scoreboard::{Place, Slot, State};
 use crate::time::Instant;
 
 /// A process that has not told its pid after this is given up.
-const BIRTH: Duration = Duration::from_secs(10);
+const FORK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The processes of all such pools, as far as they are not in the table.
 #[derive(Default)]
@@ -67,7 +67,7 @@ impl Pools {
 }
 
 impl Supervisor {
-    /// Sees to it that there are as many processes as there should be; once in a turn.
+    /// Keeps the configured number of processes waiting; once in a turn.
     pub(super) fn ask_for_processes(&mut self) {
         if self.slots.is_stopping() {
             return;
@@ -207,13 +207,13 @@ impl Supervisor {
             record.end();
             return Err(error);
         }
-        let (generation, give_up) = (record.generation(), clock::now() + BIRTH);
+        let (generation, give_up) = (record.generation(), clock::now() + FORK_TIMEOUT);
         self.pools.pending.push(Pending { slot, generation, parent, channel: ours, give_up });
         Ok(())
     }
 
     /// Processes that have told their pids go into the table.
-    pub(super) fn read_births(&mut self) {
+    pub(super) fn read_forked(&mut self) {
         for pending in std::mem::take(&mut self.pools.pending) {
             let Pending { slot, generation, parent, .. } = pending;
             match pending.channel.recv_report() {
@@ -226,8 +226,13 @@ impl Supervisor {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.pools.pending.push(pending),
                 other => {
-                    log::error!("{}: not forked: {other:?}", self.name(slot));
-                    self.not_born(slot);
+                    let why = match other {
+                        Ok(Some(_)) => "unexpected report".to_owned(),
+                        Ok(None) => "its parent closed the channel".to_owned(),
+                        Err(error) => error.to_string(),
+                    };
+                    log::error!("{}: cannot fork: {why}", self.name(slot));
+                    self.fork_failed(slot);
                 }
             }
         }
@@ -237,12 +242,12 @@ impl Supervisor {
         let now = clock::now();
         let late: Vec<_> = self.pools.pending.extract_if(.., |pending| pending.give_up <= now).collect();
         for Pending { slot, .. } in late {
-            log::error!("{}: not forked within {BIRTH:?}", self.name(slot));
-            self.not_born(slot);
+            log::error!("{}: cannot fork: not done within {FORK_TIMEOUT:?}", self.name(slot));
+            self.fork_failed(slot);
         }
     }
 
-    fn not_born(&mut self, slot: usize) {
+    fn fork_failed(&mut self, slot: usize) {
         if let Some(record) = self.shared.scoreboard.slot(slot) {
             record.end();
         }

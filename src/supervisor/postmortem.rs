@@ -1,5 +1,5 @@
 //! When workers die: it is logged and recorded, and the handler that is to blame is quarantined if it happens too
-//! often. Replaces nobody; that is the plan's.
+//! often. Does not restart anything; `policy::slots` does.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
@@ -31,6 +31,9 @@ use crate::time::Instant;
 /// A process without connections that is younger than this when a thread of a handler ends it has not served: the next
 /// one would end alike.
 const YOUNG: Duration = Duration::from_secs(1);
+
+/// Why a handler is suspected.
+const SUSPECTED: &str = "suspected of unattributed crashes (it ran last)";
 
 /// What workers have died of, and what comes of it.
 pub(super) struct Postmortem {
@@ -90,7 +93,7 @@ impl Supervisor {
         })
     }
 
-    /// The process of this slot has ended without a word: how, and what that means for the slot, unless it has just left. To
+    /// The process of this slot has ended without a report: how, and what that means for the slot, unless it has just left. To
     /// be called before its record is cleared.
     pub(super) fn on_death(
         &mut self,
@@ -237,7 +240,7 @@ impl Supervisor {
         self.count_handler(handler, |entry| entry.quarantines.add(1));
         let Some(route) = self.generation.routes.get(handler) else { return };
         log::error!(
-            "{}: workers die in it at their start; not loaded until a reload or \"wshd ctl quarantine {1} off\", {1} \
+            "{}: ends workers during their start; not loaded until a reload or \"wshd ctl quarantine {1} off\", {1} \
              answers 503",
             route.name,
             route.resource
@@ -272,12 +275,7 @@ impl Supervisor {
             None => {}
             Some(Measure::Isolate) => drop(self.postmortem.suspects.insert(handler)),
             Some(Measure::Quarantine(verdict)) => {
-                self.open_breaker(
-                    handler,
-                    now,
-                    verdict,
-                    "suspected, workers die in no handler and it ran last",
-                );
+                self.open_breaker(handler, now, verdict, SUSPECTED);
             }
         }
     }
@@ -296,7 +294,7 @@ impl Supervisor {
         if let Some(route) = generation.routes.get(handler) {
             let pool = generation.config.pools.get(generation.config.pool_of(&route.resource));
             log::warn!(
-                "{}: suspected, workers die in no handler and it ran last: served in a pool of its own, {}, until a reload",
+                "{}: {SUSPECTED}; moved to a pool of its own, {}, until a reload",
                 route.name,
                 pool.map_or("", |pool| &pool.name)
             );

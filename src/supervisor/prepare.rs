@@ -204,7 +204,7 @@ pub(super) fn raise_descriptors(config: &mut Config) {
         let possible =
             u32::try_from(limit.saturating_sub(config.reserved_descriptors()).max(1)).unwrap_or(u32::MAX);
         log::warn!(
-            "a worker can have {limit} open files only: --max-connections lowered from {} to {possible}",
+            "a worker can open at most {limit} files (RLIMIT_NOFILE); --max-connections lowered from {} to {possible}",
             config.connections
         );
         config.connections = possible;

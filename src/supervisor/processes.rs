@@ -1,5 +1,5 @@
 //! The process table: each child of the supervisor by pid, with what it is for, the slot it is in, its channel, and until
-//! when it has to do what it was told. Who is late gets SIGTERM and a second later SIGKILL, whatever its role.
+//! when it has to do what it was told. A late process gets SIGTERM and a second later SIGKILL, whatever its role.
 //!
 //! Also the slots' side of it: which process holds a slot, and the slots' inboxes.
 
@@ -19,9 +19,9 @@ use crate::fleet::control::{Channel, Command};
 use crate::fleet::inbox::Inbox;
 use crate::time::{Instant, Rate};
 
-/// What a process that was told to has to do.
+/// What the log says that a late process did not do: it was told to exit.
 pub const EXIT: &str = "exit in time";
-/// What one that starts has to do.
+/// The same of one that starts.
 pub const READY: &str = "become ready in time";
 /// From SIGTERM to SIGKILL.
 pub const GRACE: Duration = Duration::from_secs(1);

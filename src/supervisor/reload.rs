@@ -209,7 +209,7 @@ impl Supervisor {
                 self.rolling.policy.on(Event::Step(step));
             }
             Some((place, None)) if workers.len() > 1 => self.rolling.policy.on(Event::Cancel(*place)),
-            _ => return Err("one worker has to stay".to_owned()),
+            _ => return Err("cannot remove the last worker".to_owned()),
         }
         Ok(())
     }

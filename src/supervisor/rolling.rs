@@ -193,7 +193,7 @@ impl Supervisor {
             match heir.or_else(|| self.heir_of(slot)) {
                 Some(to) => self.tell_to_hand_over(pid, slot, to),
                 None => {
-                    log::error!("{}: no worker can take over its connections; it stays", self.name(slot));
+                    log::error!("{}: no worker to move its connections to; keeping it", self.name(slot));
                     return self.rolling.policy.on(Event::Left(slot));
                 }
             }

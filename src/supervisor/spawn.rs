@@ -16,7 +16,7 @@ use super::processes::{Process, READY, is_ours};
 use super::relay::Source;
 use super::role::{Kind, Role};
 
-use super::{Flow, Outcome, Supervisor};
+use super::{Flow, LoopEnd, Supervisor};
 use crate::clock;
 use crate::exit::Exit;
 use crate::fleet::control::Channel;
@@ -213,7 +213,7 @@ impl Supervisor {
 }
 
 fn become_child<T>(child: Child) -> Flow<T> {
-    ControlFlow::Break(Outcome::Child(Box::new(child)))
+    ControlFlow::Break(LoopEnd::Child(Box::new(child)))
 }
 
 pub(super) enum Forked {

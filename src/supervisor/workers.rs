@@ -152,7 +152,7 @@ impl Supervisor {
     pub(super) fn reap(&mut self) {
         while let Some(pid) = spawn::ended_child() {
             if self.processes.get(pid).is_none() {
-                self.read_births();
+                self.read_forked();
             }
             self.read_log(pid, logs::LAST);
             self.read_reports(pid);

@@ -17,7 +17,7 @@ pub fn crash_beside(crowd: &Crowd, server: &crate::daemon::Server, ways: &[(&str
         assert_eq!(crowd.ends(), [], "after {text}");
         assert_eq!(wave.clients, 1000, "after {text}");
     }
-    assert_eq!(logged(server, " crashed: ") + logged(server, "brought down by a call of exit()"), count);
+    assert_eq!(logged(server, " crashed: ") + logged(server, "ended: exit() called"), count);
 }
 
 #[test]

@@ -23,7 +23,7 @@ fn a_handler_that_hangs_is_named_and_killed_and_others_continue() {
         assert_eq!(crowd.ends(), [], "after {way}");
         let log = server.log();
         assert_eq!(log.matches("loop: on_message for connection ").count(), count + 1, "{log}");
-        assert_eq!(log.matches("did not come back in on_message of loop").count(), count + 1, "{log}");
+        assert_eq!(log.matches("killed: handler timeout in on_message of loop").count(), count + 1, "{log}");
     }
     drop(crowd);
     stop(&mut server);

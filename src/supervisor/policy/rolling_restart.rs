@@ -72,7 +72,7 @@ const ATTEMPTS: u32 = 3;
 /// The steps that are left, and how far the first ones are.
 #[derive(Debug, Default)]
 pub struct RollingRestart {
-    steps: VecDeque<Pending>,
+    steps: VecDeque<Progress>,
     reload: Reload,
     /// The slot whose worker has been told to leave.
     retiring: Option<usize>,
@@ -80,7 +80,7 @@ pub struct RollingRestart {
 }
 
 #[derive(Debug)]
-struct Pending {
+struct Progress {
     step: Step,
     standby: Standby,
     attempts: u32,
@@ -143,10 +143,10 @@ impl RollingRestart {
     pub fn on(&mut self, event: Event) {
         match event {
             Event::Reload(steps) => {
-                self.steps = steps.into_iter().map(Pending::new).collect();
+                self.steps = steps.into_iter().map(Progress::new).collect();
                 self.reload = Reload::Trial;
             }
-            Event::Step(step) => self.steps.push_back(Pending::new(step)),
+            Event::Step(step) => self.steps.push_back(Progress::new(step)),
             Event::Ready(place) => {
                 if let Some(pending) = self.standby(place) {
                     pending.standby = Standby::Ready;
@@ -162,7 +162,7 @@ impl RollingRestart {
         self.advance();
     }
 
-    fn standby(&mut self, place: Place) -> Option<&mut Pending> {
+    fn standby(&mut self, place: Place) -> Option<&mut Progress> {
         let mut steps = self.steps.iter_mut();
         steps.find(|pending| pending.step.start == Some(place) && pending.standby != Standby::NotStarted)
     }
@@ -185,7 +185,7 @@ impl RollingRestart {
 
     /// Without what is to be started for this place.
     fn remove(&mut self, place: Place) {
-        let is_it = |pending: &Pending| pending.step.start == Some(place);
+        let is_it = |pending: &Progress| pending.step.start == Some(place);
         if self.steps.iter().any(|pending| is_it(pending) && pending.standby != Standby::NotStarted) {
             self.actions.push_back(Action::Dismiss(place));
         }
@@ -250,7 +250,7 @@ impl RollingRestart {
     }
 }
 
-impl Pending {
+impl Progress {
     fn new(step: Step) -> Self {
         Self { step, standby: Standby::NotStarted, attempts: 0 }
     }

@@ -66,10 +66,10 @@ pub enum Action {
 const SERVED: Duration = Duration::from_secs(1);
 /// So many failed starts in a row, in every slot, and the server gives up.
 const FAILED_STARTS: u32 = 5;
-/// Crashes in a row, while serving, after each of which a worker is restarted at once; a tenth of a second makes up for one,
-/// which the next restart waits for.
+/// Crashes in a row, while serving, after each of which a worker is restarted at once; one is forgiven in each
+/// [`FORGIVEN`], for which the next restart waits.
 const CRASHES: u32 = 100;
-const MADE_UP: Duration = Duration::from_millis(100);
+const FORGIVEN: Duration = Duration::from_millis(100);
 const RESTART: Rule = Rule {
     free: 1,
     first: Duration::from_secs(1),
@@ -90,17 +90,17 @@ pub struct Slots {
 
 #[derive(Clone, Debug)]
 struct Slot {
-    process: Process,
+    process: Occupant,
     restart: Backoff,
     /// Starts in a row that ended before the worker was ready.
     failed_starts: u32,
-    /// Crashes that are not made up for, at most one more than [`CRASHES`], and when that was.
+    /// Crashes that are not forgiven, at most one more than [`CRASHES`], and when that was.
     crashes: u32,
     crashed: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Process {
+enum Occupant {
     /// None, and one is due at this time.
     Due(Instant),
     Starting,
@@ -149,13 +149,13 @@ impl Slots {
 
     /// Whether a process is in this slot, or due.
     pub fn is_taken(&self, slot: usize) -> bool {
-        self.slots.get(slot).is_some_and(|slot| slot.process != Process::Gone)
+        self.slots.get(slot).is_some_and(|slot| slot.process != Occupant::Gone)
     }
 
     /// When a process for this slot, which has none, is due.
     pub fn due(&self, slot: usize) -> Option<Instant> {
         match self.slots.get(slot)?.process {
-            Process::Due(at) => Some(at),
+            Occupant::Due(at) => Some(at),
             _ => None,
         }
     }
@@ -178,7 +178,7 @@ impl Slots {
     /// Something has happened. Events about slots that have no process change nothing.
     pub fn on(&mut self, event: Event, now: Instant) {
         match event {
-            Event::Start => self.slots.iter_mut().for_each(|slot| slot.process = Process::Due(now)),
+            Event::Start => self.slots.iter_mut().for_each(|slot| slot.process = Occupant::Due(now)),
             Event::Ready(slot) => self.ready(slot, now),
             Event::Died(slot) => self.died(slot, now),
             Event::Hindered(slot) => self.hindered(slot, now),
@@ -191,8 +191,8 @@ impl Slots {
             }
             Event::Wanted(slot) if self.stop.is_none() => {
                 let slot = self.slot_mut(slot);
-                if slot.process == Process::Gone {
-                    slot.process = Process::Due(now);
+                if slot.process == Occupant::Gone {
+                    slot.process = Occupant::Due(now);
                 }
             }
             Event::Wanted(_) => {}
@@ -219,41 +219,41 @@ impl Slots {
 
     fn ready(&mut self, slot: usize, now: Instant) {
         let Some(slot) = self.slots.get_mut(slot) else { return };
-        if slot.process != Process::Starting {
+        if slot.process != Occupant::Starting {
             return;
         }
-        slot.process = Process::Running { since: now };
+        slot.process = Occupant::Running { since: now };
         slot.failed_starts = 0;
-        let is_well = |slot: &Slot| matches!(slot.process, Process::Running { .. } | Process::Gone);
+        let is_well = |slot: &Slot| matches!(slot.process, Occupant::Running { .. } | Occupant::Gone);
         self.were_ready |= self.slots.iter().all(is_well) && self.stop.is_none();
     }
 
     fn died(&mut self, slot: usize, now: Instant) {
         let Some(slot) = self.slots.get_mut(slot) else { return };
         let worked = match slot.process {
-            Process::Running { since } => now.since(since),
-            Process::Starting => {
+            Occupant::Running { since } => now.since(since),
+            Occupant::Starting => {
                 slot.failed_starts += 1;
                 Duration::ZERO
             }
-            Process::Due(_) | Process::Gone => return,
+            Occupant::Due(_) | Occupant::Gone => return,
         };
         if self.stop.is_some() {
-            slot.process = Process::Gone;
+            slot.process = Occupant::Gone;
             return;
         }
         let wait = slot.restart.failed(worked);
-        slot.process = Process::Due(now + if worked < SERVED { wait } else { wait.min(SERVED) });
-        let mut taken = self.slots.iter().filter(|slot| slot.process != Process::Gone);
+        slot.process = Occupant::Due(now + if worked < SERVED { wait } else { wait.min(SERVED) });
+        let mut taken = self.slots.iter().filter(|slot| slot.process != Occupant::Gone);
         if taken.all(|slot| slot.failed_starts >= FAILED_STARTS) {
             self.stop(Exit::Start, true);
         }
     }
 
-    /// There are no more of these than handlers: no delay, and no failed start.
+    /// Happens at most once for each handler: no delay, and no failed start.
     fn hindered(&mut self, slot: usize, now: Instant) {
         match (self.slots.get_mut(slot), self.stop) {
-            (Some(slot), None) if slot.process == Process::Starting => slot.process = Process::Due(now),
+            (Some(slot), None) if slot.process == Occupant::Starting => slot.process = Occupant::Due(now),
             _ => self.died(slot, now),
         }
     }
@@ -262,15 +262,15 @@ impl Slots {
     /// others, as did one that is not to be replaced any more.
     fn crashed(&mut self, slot: usize, served: bool, now: Instant) {
         match (self.slots.get(slot).map(|slot| slot.process), self.stop) {
-            (Some(Process::Running { since }), None) if !served && now.since(since) < SERVED => {
+            (Some(Occupant::Running { since }), None) if !served && now.since(since) < SERVED => {
                 self.died(slot, now);
             }
-            (Some(Process::Running { .. }), None) if self.crashes_too_often(slot, now) => {
+            (Some(Occupant::Running { .. }), None) if self.crashes_too_often(slot, now) => {
                 if let Some(slot) = self.slots.get_mut(slot) {
-                    slot.process = Process::Due(now + MADE_UP);
+                    slot.process = Occupant::Due(now + FORGIVEN);
                 }
             }
-            (Some(Process::Running { .. }), None | Some(Stop { at_once: false, .. })) => self.orphaned(slot),
+            (Some(Occupant::Running { .. }), None | Some(Stop { at_once: false, .. })) => self.orphaned(slot),
             _ => self.died(slot, now),
         }
     }
@@ -279,9 +279,9 @@ impl Slots {
     fn crashes_too_often(&mut self, slot: usize, now: Instant) -> bool {
         let Some(slot) = self.slots.get_mut(slot) else { return false };
         let passed = slot.crashed.map_or(Duration::MAX, |crashed| now.since(crashed));
-        let made_up = u32::try_from(passed.as_nanos() / MADE_UP.as_nanos()).unwrap_or(u32::MAX);
-        slot.crashes = slot.crashes.saturating_sub(made_up).min(CRASHES) + 1;
-        if made_up > 0 {
+        let forgiven = u32::try_from(passed.as_nanos() / FORGIVEN.as_nanos()).unwrap_or(u32::MAX);
+        slot.crashes = slot.crashes.saturating_sub(forgiven).min(CRASHES) + 1;
+        if forgiven > 0 {
             slot.crashed = Some(now);
         }
         slot.crashes > CRASHES
@@ -290,7 +290,7 @@ impl Slots {
     /// A worker takes up what waits in the inbox.
     fn orphaned(&mut self, number: usize) {
         let Some(slot) = self.slots.get_mut(number) else { return };
-        slot.process = Process::Starting;
+        slot.process = Occupant::Starting;
         self.actions.push_back(Action::Spawn(number));
         if self.stop.is_some() {
             self.actions.push_back(Action::Stop(number));
@@ -298,7 +298,7 @@ impl Slots {
     }
 
     fn adopted(&mut self, slot: usize, now: Instant) {
-        *self.slot_mut(slot) = Slot { process: Process::Running { since: now }, ..Slot::EMPTY };
+        *self.slot_mut(slot) = Slot { process: Occupant::Running { since: now }, ..Slot::EMPTY };
         if let Some(Stop { at_once, .. }) = self.stop {
             self.actions.push_back(if at_once { Action::Quit(slot) } else { Action::Stop(slot) });
         }
@@ -320,19 +320,19 @@ impl Slots {
         self.stop = Some(Stop { at_once, ..stop });
         for (index, slot) in self.slots.iter_mut().enumerate() {
             match slot.process {
-                Process::Starting | Process::Running { .. } => {
+                Occupant::Starting | Occupant::Running { .. } => {
                     self.actions.push_back(if at_once { Action::Quit(index) } else { Action::Stop(index) });
                 }
-                Process::Gone => {}
-                Process::Due(_) => slot.process = Process::Gone,
+                Occupant::Gone => {}
+                Occupant::Due(_) => slot.process = Occupant::Gone,
             }
         }
     }
 
     fn spawn_due(&mut self, now: Instant) {
         for (index, slot) in self.slots.iter_mut().enumerate() {
-            if matches!(slot.process, Process::Due(at) if at <= now) {
-                slot.process = Process::Starting;
+            if matches!(slot.process, Occupant::Due(at) if at <= now) {
+                slot.process = Occupant::Starting;
                 self.actions.push_back(Action::Spawn(index));
             }
         }
@@ -340,7 +340,7 @@ impl Slots {
 
     fn leave(&mut self) {
         if let Some(stop @ Stop { is_over: false, .. }) = &mut self.stop
-            && self.slots.iter().all(|slot| slot.process == Process::Gone)
+            && self.slots.iter().all(|slot| slot.process == Occupant::Gone)
         {
             stop.is_over = true;
             self.actions.push_back(Action::Leave);
@@ -351,7 +351,7 @@ impl Slots {
 impl Slot {
     /// No process is in it, and none is due.
     const EMPTY: Slot = Slot {
-        process: Process::Gone,
+        process: Occupant::Gone,
         restart: Backoff::new(RESTART),
         failed_starts: 0,
         crashes: 0,

@@ -3,8 +3,8 @@
 //! | | Requested | Ready | Closed | Late | Cancel | Ended |
 //! |---|---|---|---|---|---|---|
 //! | Idle | Start, or Refuse | | | | | |
-//! | Starting | Refuse | HandOver, Serving | Hurry, Deaf | Fail, Ending | Fail, End, Ending | Fail, Idle |
-//! | Deaf | Refuse | | | Fail, Ending | Fail, End, Ending | Fail, Idle |
+//! | Starting | Refuse | HandOver, Serving | Hurry, ChannelClosed | Fail, Ending | Fail, End, Ending | Fail, Idle |
+//! | ChannelClosed | Refuse | | | Fail, Ending | Fail, End, Ending | Fail, Idle |
 //! | Ending | Refuse | | | | | Idle |
 //! | Serving | Refuse | | | | | TakeBack, Idle |
 
@@ -17,7 +17,7 @@ pub enum Upgrade {
     /// It was started, and is not ready.
     Starting,
     /// It has closed its channel: it is ending, or else it is ended.
-    Deaf,
+    ChannelClosed,
     /// It has failed and is being ended.
     Ending,
     /// It serves; this process hands its connections over.
@@ -70,7 +70,7 @@ impl Upgrade {
 
     /// Whether the other executable has not failed, and does not serve yet.
     pub fn is_pending(self) -> bool {
-        matches!(self, Upgrade::Starting | Upgrade::Deaf)
+        matches!(self, Upgrade::Starting | Upgrade::ChannelClosed)
     }
 
     /// Whether the other executable serves.
@@ -88,15 +88,15 @@ impl Upgrade {
             }
             (Upgrade::Starting, Event::NotStarted(why)) => (Upgrade::Idle, vec![Action::Fail(why)]),
             (Upgrade::Starting, Event::Ready) => (Upgrade::Serving, vec![Action::HandOver]),
-            (Upgrade::Starting, Event::Closed) => (Upgrade::Deaf, vec![Action::Hurry]),
-            (Upgrade::Deaf, Event::Late) => {
+            (Upgrade::Starting, Event::Closed) => (Upgrade::ChannelClosed, vec![Action::Hurry]),
+            (Upgrade::ChannelClosed, Event::Late) => {
                 (Upgrade::Ending, vec![fail("it closed its channel before it was ready")])
             }
             (Upgrade::Starting, Event::Late) => (Upgrade::Ending, vec![fail("it was not ready in time")]),
-            (Upgrade::Starting | Upgrade::Deaf, Event::Cancel(why)) => {
+            (Upgrade::Starting | Upgrade::ChannelClosed, Event::Cancel(why)) => {
                 (Upgrade::Ending, vec![fail(why), Action::End])
             }
-            (Upgrade::Starting | Upgrade::Deaf, Event::Ended(how)) => {
+            (Upgrade::Starting | Upgrade::ChannelClosed, Event::Ended(how)) => {
                 (Upgrade::Idle, vec![Action::Fail(how)])
             }
             (Upgrade::Ending, Event::Ended(_)) => (Upgrade::Idle, Vec::new()),
@@ -112,7 +112,7 @@ impl Upgrade {
 mod tests {
     use super::Action::{End, Fail, HandOver, Hurry, Refuse, Start, TakeBack};
     use super::Event::{Cancel, Closed, Ended, Late, NotStarted, Ready, Requested};
-    use super::Upgrade::{Deaf, Ending, Idle, Serving, Starting};
+    use super::Upgrade::{ChannelClosed, Ending, Idle, Serving, Starting};
 
     #[test]
     fn what_happens_in_each_state() {
@@ -127,10 +127,10 @@ mod tests {
             (Starting, Requested(None), Starting, under_way()),
             (Starting, NotStarted(text("no file")), Idle, vec![Fail(text("no file"))]),
             (Starting, Ready, Serving, vec![HandOver]),
-            (Starting, Closed, Deaf, vec![Hurry]),
-            (Deaf, Late, Ending, vec![Fail(text("it closed its channel before it was ready"))]),
-            (Deaf, Cancel("stop"), Ending, vec![Fail(text("stop")), End]),
-            (Deaf, ended(), Idle, vec![Fail(text("it died"))]),
+            (Starting, Closed, ChannelClosed, vec![Hurry]),
+            (ChannelClosed, Late, Ending, vec![Fail(text("it closed its channel before it was ready"))]),
+            (ChannelClosed, Cancel("stop"), Ending, vec![Fail(text("stop")), End]),
+            (ChannelClosed, ended(), Idle, vec![Fail(text("it died"))]),
             (Starting, Late, Ending, vec![Fail(text("it was not ready in time"))]),
             (Starting, Cancel("stop"), Ending, vec![Fail(text("stop")), End]),
             (Starting, ended(), Idle, vec![Fail(text("it died"))]),
