@@ -156,6 +156,7 @@ const SUPERVISOR: &[&str] = &[
     "drain",
     "auxiliary",
     "rolling",
+    "sizing",
     "pools",
     "logs",
     "errand",

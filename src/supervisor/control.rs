@@ -8,12 +8,12 @@ use serde_json::Value;
 use super::Supervisor;
 use super::policy::rolling_restart::{self, Step};
 use super::policy::upgrade;
-use super::reload::{MOST_WORKERS, failed};
+use super::reload::failed;
 use super::role::{Kind, Role};
 use crate::clock;
 use crate::control::Number;
 use crate::control::view::{Process, View};
-use crate::ctl::request::{Change, Request, Switch};
+use crate::ctl::request::{Request, Switch};
 use crate::exit::Exit;
 use crate::time::Instant;
 
@@ -83,28 +83,6 @@ impl Supervisor {
             longest_turn: self.host.longest_turn,
             draining: self.draining(),
         }
-    }
-
-    /// Changes the number of workers of a pool; workers are added or removed one after another.
-    fn change_workers(&mut self, pool: &str, change: Change) -> Result<Value, String> {
-        let number =
-            self.generation.config.pools.iter().position(|known| known.name == pool && known.workers > 0);
-        let number = number.and_then(|number| u16::try_from(number).ok());
-        let number = number.ok_or_else(|| format!("there is no pool {pool}: see wshd ctl status"))?;
-        if self.generation.config.is_parent(number, 0) {
-            return Err(format!("expected another pool: {pool} has a process for each connection"));
-        }
-        let before = self.workers_of(number).len();
-        let after = match change {
-            Change::By(change) => before.saturating_add_signed(change as isize),
-            Change::To(after) => after as usize,
-        };
-        if !(1..=MOST_WORKERS).contains(&after) {
-            return Err(format!("expected 1 to {MOST_WORKERS} workers, not {after}: there are {before}"));
-        }
-        (before..after).try_for_each(|_| self.add_worker(number))?;
-        (after..before).try_for_each(|_| self.remove_worker(number))?;
-        Ok(format!("{pool}: {before} workers become {after}").into())
     }
 
     /// Gives up a reload or an upgrade that waits for its new processes.

@@ -28,6 +28,7 @@ mod reload;
 mod reports;
 mod role;
 mod rolling;
+mod sizing;
 pub mod spawn;
 pub mod upgrade;
 mod workers;

@@ -1,5 +1,5 @@
 //! Reload: configuration and handlers are read anew and checked, and workers of another generation replace those that are
-//! to change (`rolling`). A mistake changes nothing. Also one worker more or less.
+//! to change (`rolling`). A mistake changes nothing.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use super::changes::Changes;
 use super::errand::Outbox;
 use super::generation::{Generation, Sockets};
 use super::next_generation::{self, Next};
-use super::policy::rolling_restart::{Event, Failure, Step};
+use super::policy::rolling_restart::{Event, Failure};
 use super::role::{Errand, Parts, Role};
 use super::rolling::Reload;
 use super::{Supervisor, plural};
@@ -187,56 +187,9 @@ impl Supervisor {
         self.host.control.reload_ends(&result);
         self.host.notify.ready(&self.summary());
     }
-
-    pub(super) fn add_worker(&mut self, pool: u16) -> Result<(), String> {
-        let numbers: Vec<u16> = self.workers_of(pool).iter().map(|(place, _)| place.number).collect();
-        match (0..u16::MAX).find(|number| !numbers.contains(number)) {
-            Some(number) if numbers.len() < MOST_WORKERS => {
-                let step = Step { start: Some(Place { pool, number }), retire: None };
-                self.rolling.policy.on(Event::Step(step));
-                Ok(())
-            }
-            _ => Err(format!("there are {MOST_WORKERS} workers already")),
-        }
-    }
-
-    /// One worker less in a pool; its connections go on in the others.
-    pub(super) fn remove_worker(&mut self, pool: u16) -> Result<(), String> {
-        let workers = self.workers_of(pool);
-        match workers.iter().max() {
-            Some((_, Some(slot))) if workers.len() > 1 => {
-                let step = Step { start: None, retire: Some(*slot) };
-                self.rolling.policy.on(Event::Step(step));
-            }
-            Some((place, None)) if workers.len() > 1 => self.rolling.policy.on(Event::Cancel(*place)),
-            _ => return Err("cannot remove the last worker".to_owned()),
-        }
-        Ok(())
-    }
-
-    /// Places and slots of all workers.
-    pub(super) fn serving(&self) -> Vec<(Place, usize)> {
-        let slots = (0..self.processes.slots()).filter(|slot| !self.pools.owns(*slot));
-        let slots = slots.filter(|slot| self.processes.holder(*slot).is_some());
-        slots.map(|slot| (self.place_of(slot), slot)).collect()
-    }
-
-    /// Those of a pool that are not to leave, with their slots, and those that are to come in addition.
-    pub(super) fn workers_of(&self, pool: u16) -> Vec<(Place, Option<usize>)> {
-        let rolling = &self.rolling.policy;
-        let replaced: Vec<usize> = rolling.replaced().collect();
-        let serving = self.serving().into_iter();
-        let serving = serving.filter(|(_, slot)| !rolling.retires(*slot) || replaced.contains(slot));
-        let serving = serving.map(|(place, slot)| (place, Some(slot)));
-        let coming = rolling.additions().map(|place| (place, None));
-        serving.chain(coming).filter(|(place, _)| place.pool == pool).collect()
-    }
 }
 
 /// How a reload ends that changes nothing.
 pub(super) fn failed(why: &str) -> String {
     format!("failed; keeping the running configuration: {why}")
 }
-
-/// In a pool, by command.
-pub(super) const MOST_WORKERS: usize = 1024;
