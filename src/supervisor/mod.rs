@@ -317,6 +317,7 @@ impl Supervisor {
         let mut ours = self.processes.iter().filter(|(_, process)| is_ours(process.role));
         match ours.next() {
             Some(_) => None,
+            None if self.pools.are_pending() => None,
             None if superseded && self.rolling.policy.is_idle() => {
                 log::info!("upgrade: all connections moved or closed; exiting");
                 Some(Exit::Ok)

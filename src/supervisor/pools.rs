@@ -60,6 +60,11 @@ impl Pools {
         self.retries.entry(pool).or_insert_with(|| Retry::new(RETRY)).failed(now);
     }
 
+    /// Whether there may be a process that is not in the table yet.
+    pub fn are_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
     /// The channels of those that have not been heard of.
     pub fn channels(&self) -> impl Iterator<Item = &Channel> {
         self.pending.iter().map(|pending| &pending.channel)
@@ -69,10 +74,10 @@ impl Pools {
 impl Supervisor {
     /// Keeps the configured number of processes waiting; once in a turn.
     pub(super) fn ask_for_processes(&mut self) {
+        self.give_up_pending();
         if self.slots.is_stopping() {
             return;
         }
-        self.give_up_pending();
         let now = clock::now();
         for pool in 0..self.generation.config.pools.len() as u16 {
             let settings = self.generation.config.pools.get(usize::from(pool));
@@ -109,12 +114,9 @@ impl Supervisor {
 
     /// All per-connection processes are on their way out: the server stops.
     pub(super) fn stop_pools(&mut self) {
-        // Those that are not known yet notice that their channel has ended.
-        let Pools { slots, .. } = std::mem::take(&mut self.pools);
-        for slot in slots.iter().copied() {
+        for slot in self.pools.slots.clone() {
             self.stop_worker(slot, self.stop_command());
         }
-        self.pools = Pools { slots, ..Pools::default() };
     }
 
     /// Slot and pid of the process that forks those of a pool, if it can.
@@ -223,8 +225,13 @@ impl Supervisor {
                     log::debug!("{}[{pid}] is forked", self.name(slot));
                     let role = Role::PerConnection(parent);
                     self.enter(pid, Process::new(role, Some(slot), generation, Some(pending.channel)));
+                    if self.slots.is_stopping() {
+                        self.stop_worker(slot, self.stop_command());
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.pools.pending.push(pending),
+                // Its parent was told to stop before it forked.
+                Ok(None) if self.slots.is_stopping() => self.fork_failed(slot),
                 other => {
                     let why = match other {
                         Ok(Some(_)) => "unexpected report".to_owned(),
