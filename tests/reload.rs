@@ -633,9 +633,13 @@ fn a_slow_configuration_does_not_block_the_server() {
     assert_eq!(connect_and_ask(&server, "/chat", "version"), "1");
     assert_eq!(daemon::ctl(&socket, &["status"]).status.code(), Some(0));
     fs::write(&passing, "workers = 2\n").unwrap();
-    // The FIFO is open for reading, so this does not wait.
+    // Fails, rather than wait, until the reload has opened the FIFO for reading.
     let flags = nix::fcntl::OFlag::O_NONBLOCK.bits();
-    let fifo = fs::File::options().write(true).custom_flags(flags).open(&config).unwrap();
+    let mut fifo = None;
+    until("the reload reads the configuration", || {
+        fifo = fs::File::options().write(true).custom_flags(flags).open(&config).ok();
+        fifo.is_some()
+    });
     fs::rename(&passing, &config).unwrap();
     drop(fifo);
     until("the reload is done", || logged(&server, "reload: done") == 1);
