@@ -11,9 +11,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use crate::config;
+use crate::fleet::baton::Baton;
 use crate::fleet::bus_counters::BusCounters;
 use crate::fleet::control::{self, Channel};
-use crate::fleet::rendezvous::Baton;
 use hub::Limits;
 
 /// What the supervisor passes on through the fork.

@@ -14,10 +14,10 @@ use super::hub::{Breach, Hub};
 use super::peers::{Peer, Peers, Received};
 use super::{Start, operator};
 use crate::clock;
+use crate::fleet::baton::Baton;
 use crate::fleet::bus_wire::FORMAT;
 use crate::fleet::control::{Channel, Command, Report};
 use crate::fleet::datagram;
-use crate::fleet::rendezvous::Baton;
 use crate::time::Instant;
 
 /// Events handled at a time.

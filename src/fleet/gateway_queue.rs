@@ -6,10 +6,10 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 
 use super::datagram;
 use super::facts::{Facts, MAX_FACTS};
+use super::queue::Queue;
 
 /// The form of a preamble: another number whenever it changes, so that different versions of the server do not misread
 /// each other.
@@ -22,34 +22,9 @@ pub const MAX_PREAMBLE: usize = 12 + 64 + MAX_FACTS;
 /// Random bytes that the gateways of a server share; no secret on their own.
 pub type Salt = [u8; 32];
 
-/// Both ends, which are non-blocking.
-#[derive(Debug)]
-pub struct GatewayQueue {
-    tx: Arc<OwnedFd>,
-    rx: Arc<OwnedFd>,
-}
-
-impl GatewayQueue {
-    /// A new, empty one. [supervisor]
-    pub fn new() -> io::Result<Self> {
-        let (tx, rx) = datagram::pair_with_room(SEND_BUFFER)?;
-        Ok(Self::of_ends(tx, rx))
-    }
-
-    /// One whose ends came from the server that this one replaces. [supervisor]
-    pub fn of_ends(tx: OwnedFd, rx: OwnedFd) -> Self {
-        Self { tx: Arc::new(tx), rx: Arc::new(rx) }
-    }
-
-    /// The end for gateways.
-    pub fn tx(&self) -> &Arc<OwnedFd> {
-        &self.tx
-    }
-
-    /// The end for workers.
-    pub fn rx(&self) -> &Arc<OwnedFd> {
-        &self.rx
-    }
+/// A new, empty one. [supervisor]
+pub fn create() -> io::Result<Queue> {
+    Queue::with_room(SEND_BUFFER)
 }
 
 /// What a worker is told of a connection before its first byte.
@@ -107,47 +82,47 @@ mod tests {
 
     #[test]
     fn a_connection_arrives_with_its_preamble() {
-        let queue = GatewayQueue::new().unwrap();
+        let queue = create().unwrap();
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         let facts = Facts { chain: Some(&[7; 65_000]), ..Facts::default() }.to_bytes().unwrap();
         let peer = Some("[2001:db8:1111:2222:3333:4444:5555:6666]:65535".parse().unwrap());
         let sent = Preamble { peer, facts: &facts };
-        sent.send(queue.tx().as_fd(), theirs.as_fd()).unwrap();
+        sent.send(queue.tx.as_fd(), theirs.as_fd()).unwrap();
         drop(theirs); // it is in flight
         let mut bytes = vec![0; MAX_PREAMBLE];
-        let (received, connection) = Preamble::receive(queue.rx(), &mut bytes).unwrap();
+        let (received, connection) = Preamble::receive(&queue.rx, &mut bytes).unwrap();
         assert_eq!(received, sent);
         UnixStream::from(connection).write_all(b"x").unwrap();
         ours.read_exact(&mut [0]).unwrap();
-        let none = Preamble::receive(queue.rx(), &mut bytes).unwrap_err();
+        let none = Preamble::receive(&queue.rx, &mut bytes).unwrap_err();
         assert_eq!(none.kind(), io::ErrorKind::WouldBlock);
     }
 
     #[test]
     fn what_is_no_preamble_is_passed_over() {
-        let queue = GatewayQueue::new().unwrap();
+        let queue = create().unwrap();
         let (_, theirs) = UnixStream::pair().unwrap();
         let facts = Facts::default().to_bytes().unwrap();
-        datagram::send(queue.tx().as_fd(), b"GET / HTTP/1.1", Some(theirs.as_fd())).unwrap();
+        datagram::send(queue.tx.as_fd(), b"GET / HTTP/1.1", Some(theirs.as_fd())).unwrap();
         Preamble { facts: &facts[1..], ..Preamble::default() }
-            .send(queue.tx().as_fd(), theirs.as_fd())
+            .send(queue.tx.as_fd(), theirs.as_fd())
             .unwrap();
-        Preamble { facts: &facts, ..Preamble::default() }.send(queue.tx().as_fd(), theirs.as_fd()).unwrap();
+        Preamble { facts: &facts, ..Preamble::default() }.send(queue.tx.as_fd(), theirs.as_fd()).unwrap();
         let mut bytes = vec![0; MAX_PREAMBLE];
         for _ in 0..2 {
-            let error = Preamble::receive(queue.rx(), &mut bytes).unwrap_err();
+            let error = Preamble::receive(&queue.rx, &mut bytes).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         }
-        assert!(Preamble::receive(queue.rx(), &mut bytes).is_ok());
+        assert!(Preamble::receive(&queue.rx, &mut bytes).is_ok());
     }
 
     #[test]
     fn a_full_queue_says_so() {
-        let queue = GatewayQueue::new().unwrap();
+        let queue = create().unwrap();
         let (_, theirs) = UnixStream::pair().unwrap();
         let facts = Facts { chain: Some(&[7; 65_000]), ..Facts::default() }.to_bytes().unwrap();
         let preamble = Preamble { facts: &facts, ..Preamble::default() };
-        let full = (0..1000).find_map(|_| preamble.send(queue.tx().as_fd(), theirs.as_fd()).err());
+        let full = (0..1000).find_map(|_| preamble.send(queue.tx.as_fd(), theirs.as_fd()).err());
         assert_eq!(full.unwrap().kind(), io::ErrorKind::WouldBlock);
     }
 }

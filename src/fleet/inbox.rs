@@ -9,12 +9,13 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
 use rustix::net::sockopt::set_socket_passcred;
 use rustix::net::{RecvFlags, recv};
 
-use super::datagram::{self, Datagram, MAX_FDS};
+use super::datagram::MAX_FDS;
+use super::queue::Queue;
 
 /// The form of what is in a datagram: another number whenever the description of a connection changes, so that
 /// different versions of the server do not misread each other. A datagram begins with it and the number of descriptors,
@@ -25,95 +26,36 @@ pub const MAX_BYTES: usize = 160 * 1024;
 /// Wanted for the send buffer; the kernel may give less, but its default holds a datagram.
 const SEND_BUFFER: usize = 4 * 1024 * 1024;
 
-/// Both ends of one slot's inbox, which are non-blocking.
-#[derive(Debug)]
-pub struct Inbox {
-    tx: OwnedFd,
-    rx: Receiver,
+/// A new, empty one. The kernel tells its reader who has sent a datagram.
+pub fn create() -> io::Result<Queue> {
+    let queue = Queue::with_room(SEND_BUFFER)?;
+    set_socket_passcred(&queue.rx, true)?;
+    Ok(queue)
 }
 
-/// The receiving end of an inbox. More than one process may have it: each datagram comes to one of them.
-#[derive(Debug)]
-pub struct Receiver(OwnedFd);
-
-impl Inbox {
-    /// A new, empty one.
-    pub fn new() -> io::Result<Self> {
-        let (tx, rx) = datagram::pair_with_room(SEND_BUFFER)?;
-        // The kernel says who has sent a datagram.
-        set_socket_passcred(&rx, true)?;
-        Ok(Inbox { tx, rx: Receiver(rx) })
-    }
-
-    /// One whose ends came from another process.
-    pub fn of_ends(tx: OwnedFd, rx: OwnedFd) -> Self {
-        Inbox { tx, rx: Receiver(rx) }
-    }
-
-    /// Where others put connections in.
-    pub fn tx(&self) -> BorrowedFd<'_> {
-        self.tx.as_fd()
-    }
-
-    /// Only the end where others put connections in.
-    pub fn into_tx(self) -> OwnedFd {
-        self.tx
-    }
-
-    /// Where the slot's worker takes them out.
-    pub fn rx(&self) -> &Receiver {
-        &self.rx
-    }
-}
-
-impl From<OwnedFd> for Receiver {
-    /// An end that came from another process.
-    fn from(end: OwnedFd) -> Self {
-        Receiver(end)
-    }
-}
-
-impl AsFd for Receiver {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
-impl Receiver {
-    /// Whether there is something in it.
-    pub fn has_mail(&self) -> bool {
-        datagram::is_readable(self.as_fd())
-    }
-
-    /// How many descriptors the next datagram brings. `WouldBlock` when there is none.
-    pub fn next_fds(&self) -> io::Result<usize> {
-        let mut start = [[0; 4]; 2];
-        // A peek that has no room for descriptors makes none.
-        recv(&self.0, start.as_flattened_mut(), RecvFlags::PEEK)?;
-        let [format, count] = start.map(u32::from_ne_bytes);
-        // Of another format it is received to be dropped.
-        Ok(if format == FORMAT { MAX_FDS.min(count as usize) } else { 1 })
-    }
-
-    /// The next datagram, into `bytes`. `WouldBlock` when there is none.
-    pub fn receive(&self, bytes: &mut [u8]) -> io::Result<Datagram> {
-        datagram::receive_all(self.as_fd(), bytes, MAX_FDS)
-    }
+/// How many descriptors the next datagram brings. `WouldBlock` when there is none.
+pub fn next_fds(rx: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut start = [[0; 4]; 2];
+    // A peek that has no room for descriptors makes none.
+    recv(rx, start.as_flattened_mut(), RecvFlags::PEEK)?;
+    let [format, count] = start.map(u32::from_ne_bytes);
+    // Of another format it is received to be dropped.
+    Ok(if format == FORMAT { MAX_FDS.min(count as usize) } else { 1 })
 }
 
 /// The inbox of a slot, and by slot the sending ends of those that its worker may send to. The others are closed.
 pub fn split(
-    inboxes: Vec<Inbox>,
+    inboxes: Vec<Queue>,
     slot: usize,
     reaches: impl Fn(usize) -> bool,
-) -> io::Result<(Inbox, BTreeMap<usize, OwnedFd>)> {
+) -> io::Result<(Queue, BTreeMap<usize, OwnedFd>)> {
     let (mut ours, mut txs) = (None, BTreeMap::new());
     for (index, inbox) in inboxes.into_iter().enumerate() {
         if index == slot {
-            txs.insert(index, inbox.tx().try_clone_to_owned()?);
+            txs.insert(index, inbox.tx.try_clone()?);
             ours = Some(inbox);
         } else if reaches(index) {
-            txs.insert(index, inbox.into_tx());
+            txs.insert(index, inbox.tx);
         }
     }
     Ok((ours.ok_or_else(|| io::Error::other("no inbox for this slot"))?, txs))
@@ -248,14 +190,15 @@ unsafe impl Send for Parcel {}
 mod tests {
     use std::fs::File;
     use std::io::{Read, Write};
-    use std::os::fd::AsRawFd;
+    use std::os::fd::{AsFd, AsRawFd};
     use std::os::unix::net::UnixStream;
 
+    use super::super::datagram::{Datagram, receive_all};
     use super::*;
 
     #[test]
     fn descriptors_and_bytes_arrive_together_and_in_order() {
-        let inbox = Inbox::new().unwrap();
+        let inbox = create().unwrap();
         let mut parcel = Box::new(Parcel::new());
         let mut theirs = Vec::new();
         let pairs: Vec<_> = (0..MAX_FDS).map(|_| UnixStream::pair().unwrap()).collect();
@@ -267,13 +210,13 @@ mod tests {
         }
         assert!(!parcel.has_room(1), "the kernel takes no more");
         // SAFETY: all pairs are open.
-        unsafe { parcel.send(inbox.tx().as_raw_fd()).unwrap() };
+        unsafe { parcel.send(inbox.tx.as_raw_fd()).unwrap() };
         for (ours, other) in pairs {
             drop(ours); // in flight
             theirs.push(other);
         }
         let mut bytes = vec![0; MAX_BYTES];
-        let Datagram { size, fds, sender } = inbox.rx().receive(&mut bytes).unwrap();
+        let Datagram { size, fds, sender } = receive_all(inbox.rx.as_fd(), &mut bytes, MAX_FDS).unwrap();
         assert_eq!((size, fds.len()), (3 * MAX_FDS, MAX_FDS));
         assert_eq!(sender, Some(std::process::id() as i32));
         for (index, (fd, mut other)) in fds.into_iter().zip(theirs).enumerate() {
@@ -283,12 +226,15 @@ mod tests {
             other.read_exact(&mut byte).unwrap();
             assert_eq!(byte, [index as u8]);
         }
-        assert_eq!(inbox.rx().receive(&mut bytes).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(
+            receive_all(inbox.rx.as_fd(), &mut bytes, MAX_FDS).unwrap_err().kind(),
+            io::ErrorKind::WouldBlock
+        );
     }
 
     #[test]
     fn a_full_inbox_says_so_and_loses_nothing() {
-        let inbox = Inbox::new().unwrap();
+        let inbox = create().unwrap();
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let mut parcel = Box::new(Parcel::new());
         let piece = vec![7; MAX_BYTES];
@@ -297,7 +243,7 @@ mod tests {
             // SAFETY: piece and socket live to the end.
             unsafe {
                 assert!(parcel.add(ours.as_raw_fd(), &[&piece[..]]));
-                match parcel.send(inbox.tx().as_raw_fd()) {
+                match parcel.send(inbox.tx.as_raw_fd()) {
                     Ok(()) => sent += 1,
                     Err(error) => {
                         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
@@ -309,10 +255,10 @@ mod tests {
         assert_eq!(parcel.len(), 1);
         let mut bytes = vec![0; MAX_BYTES];
         for _ in 0..sent {
-            assert_eq!(inbox.rx().receive(&mut bytes).unwrap().size, MAX_BYTES);
+            assert_eq!(receive_all(inbox.rx.as_fd(), &mut bytes, MAX_FDS).unwrap().size, MAX_BYTES);
         }
         // SAFETY: as above.
-        unsafe { parcel.send(inbox.tx().as_raw_fd()).unwrap() };
-        assert_eq!(inbox.rx().receive(&mut bytes).unwrap().fds.len(), 1);
+        unsafe { parcel.send(inbox.tx.as_raw_fd()).unwrap() };
+        assert_eq!(receive_all(inbox.rx.as_fd(), &mut bytes, MAX_FDS).unwrap().fds.len(), 1);
     }
 }

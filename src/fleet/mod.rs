@@ -5,6 +5,7 @@ pub mod addresses;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod alone;
+pub mod baton;
 pub mod breakers;
 pub mod bulletin;
 pub mod bus_counters;
@@ -27,9 +28,9 @@ pub mod orphans;
 pub mod peer;
 pub mod proc;
 pub mod process_title;
+pub mod queue;
 pub mod refusal;
 pub mod region;
-pub mod rendezvous;
 pub mod routes;
 pub mod scoreboard;
 pub mod shared;

@@ -56,7 +56,7 @@ pub struct Start {
     /// The sockets to accept from.
     pub listeners: Vec<Arc<Listener>>,
     /// Sending end of the queue of connections for workers.
-    pub queue: Arc<OwnedFd>,
+    pub queue: OwnedFd,
     /// Shared by all gateways.
     pub counters: &'static GatewayCounters,
     /// For session tickets.
@@ -103,7 +103,7 @@ impl Gateway {
             Ok((listener, Arc::new(Frontend { protocol, has_proxy_header })))
         };
         let frontends = listeners.into_iter().map(load).collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { config, frontends, queue, counters })
+        Ok(Self { config, frontends, queue: Arc::new(queue), counters })
     }
 
     /// Serves from the command to begin until the command to drain and the end of the last connection.

@@ -30,7 +30,8 @@ use super::{Flow, Supervisor, spawn};
 use crate::clock;
 use crate::exit::Exit;
 use crate::fleet::control::{Command, Start};
-use crate::fleet::gateway_queue::{GatewayQueue, Salt};
+use crate::fleet::gateway_queue::{self, Salt};
+use crate::fleet::queue::Queue;
 use crate::time::Instant;
 
 /// How many processes of a kind a generation has.
@@ -118,15 +119,15 @@ pub(super) struct Auxiliaries {
 /// What gateways share, with the workers and among themselves.
 pub(super) struct Gateways {
     /// Where they leave connections.
-    pub queue: GatewayQueue,
+    pub queue: Queue,
     /// For the keys of their session tickets.
     pub salt: Salt,
 }
 
 impl Gateways {
     /// With the queue of the server that this one replaces, if that has left one.
-    pub fn new(inherited: Option<GatewayQueue>) -> io::Result<Self> {
-        let queue = inherited.map_or_else(GatewayQueue::new, Ok)?;
+    pub fn new(inherited: Option<Queue>) -> io::Result<Self> {
+        let queue = inherited.map_or_else(gateway_queue::create, Ok)?;
         let mut salt = [0; 32];
         rustix::rand::getrandom(&mut salt, rustix::rand::GetRandomFlags::empty())?;
         Ok(Self { queue, salt })

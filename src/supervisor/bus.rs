@@ -3,15 +3,16 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::bus;
 use crate::bus::hub::Limits;
 use crate::config::{Config, Pool};
+use crate::fleet::baton::Baton;
 use crate::fleet::bus_counters::BusCounters;
-use crate::fleet::rendezvous::{Baton, Rendezvous};
+use crate::fleet::queue::Queue;
 use crate::fleet::routes::Routes;
 
 /// Connections of a pool beyond two for each process, which a reload replaces.
@@ -21,8 +22,9 @@ const SPARE: usize = 16;
 #[derive(Clone, Debug)]
 pub struct Bus {
     baton: Arc<Baton>,
-    /// By name of the pool.
-    rendezvous: BTreeMap<String, Arc<Rendezvous>>,
+    /// By name of the pool: where its workers leave one end of a connection of their own. Each pool has one, so that the bus
+    /// knows the pool of whom it finds there.
+    rendezvous: BTreeMap<String, Arc<Queue>>,
     /// Whether a handler uses topics.
     is_used: Arc<AtomicBool>,
 }
@@ -42,7 +44,7 @@ impl Bus {
             } else if let Some(pool) = what.strip_prefix(TX) {
                 txs.insert(pool.to_owned(), fd);
             } else if let Some((pool, tx)) = what.strip_prefix(RX).and_then(|pool| txs.remove_entry(pool)) {
-                rendezvous.insert(pool, Arc::new(Rendezvous::of_ends(tx, fd)));
+                rendezvous.insert(pool, Arc::new(Queue { tx, rx: fd }));
             }
         }
         let is_used = Arc::new(AtomicBool::new(baton.is_some()));
@@ -55,7 +57,7 @@ impl Bus {
         let mut next = self.clone();
         for pool in &config.pools {
             if !next.rendezvous.contains_key(&pool.name) {
-                next.rendezvous.insert(pool.name.clone(), Arc::new(Rendezvous::new()?));
+                next.rendezvous.insert(pool.name.clone(), Arc::new(Queue::new()?));
             }
         }
         Ok(next)
@@ -64,7 +66,7 @@ impl Bus {
     /// Where the workers of a pool meet it.
     pub fn tx(&self, pool: &str) -> io::Result<OwnedFd> {
         let rendezvous = self.rendezvous.get(pool).ok_or(io::ErrorKind::NotFound)?;
-        rendezvous.tx().try_clone_to_owned()
+        rendezvous.tx.try_clone()
     }
 
     /// What another server needs to go on with it; nothing if topics are not used.
@@ -74,8 +76,8 @@ impl Bus {
         }
         let mut parts = vec![(BATON.to_owned(), self.baton.fd())];
         for (pool, rendezvous) in &self.rendezvous {
-            parts.push((format!("{TX}{pool}"), rendezvous.tx()));
-            parts.push((format!("{RX}{pool}"), rendezvous.rx()));
+            parts.push((format!("{TX}{pool}"), rendezvous.tx.as_fd()));
+            parts.push((format!("{RX}{pool}"), rendezvous.rx.as_fd()));
         }
         parts
     }
@@ -102,7 +104,7 @@ impl Bus {
         for (pool, ends) in &self.rendezvous {
             if let Some(pool) = number(pool) {
                 let processes = config.pools.get(usize::from(pool)).map_or(0, Pool::processes);
-                rendezvous.push((pool, ends.rx().try_clone_to_owned()?, 2 * processes + SPARE));
+                rendezvous.push((pool, ends.rx.try_clone()?, 2 * processes + SPARE));
             }
         }
         let bounds = config.topics;

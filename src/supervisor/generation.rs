@@ -11,8 +11,9 @@ use super::policy::rolling_restart::Step;
 use crate::auth::Authentication;
 use crate::config::gateway::Protocol;
 use crate::config::{Binding, Cgi, Config, Listen, Pool};
-use crate::fleet::inbox::Inbox;
+use crate::fleet::inbox;
 use crate::fleet::listener::{self, BindError, Listener};
+use crate::fleet::queue::Queue;
 use crate::fleet::routes::{self, Route, Routes};
 use crate::fleet::scoreboard::Place;
 use crate::log::Settings as LogSettings;
@@ -40,7 +41,7 @@ pub struct Generation {
     /// Where workers meet the bus.
     pub bus: Bus,
     /// Where requests for programs arrive, if there are any. It outlives the process that runs them.
-    pub cgi: Option<Arc<Inbox>>,
+    pub cgi: Option<Arc<Queue>>,
     /// What was left out because it is broken.
     pub faults: Vec<String>,
     /// The files that gateways read, as they were.
@@ -86,7 +87,7 @@ impl Generation {
     ) -> Result<Self, String> {
         let routes = routes.following(&self.routes).ok_or("too many handlers have come and gone: restart")?;
         let bus = self.bus.following(&config).map_err(|error| error.to_string())?;
-        let inbox = || self.cgi.clone().map_or_else(|| Inbox::new().map(Arc::new), Ok);
+        let inbox = || self.cgi.clone().map_or_else(|| inbox::create().map(Arc::new), Ok);
         let cgi = config.cgi.as_ref().map(|_| inbox()).transpose();
         let cgi = cgi.map_err(|error| format!("no inbox for programs: {error}"))?;
         let (config, routes) = (Arc::new(config), Arc::new(routes));

@@ -3,7 +3,7 @@
 //! be forked are closed if there is none in the time that an opening handshake may take.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use super::processes::Process;
 use super::role::Role;
 use crate::clock;
 use crate::fleet::control::Command;
-use crate::fleet::inbox::Receiver;
+use crate::fleet::datagram::{self, MAX_FDS};
 use crate::fleet::scoreboard::State;
 use crate::time::Instant;
 
@@ -40,14 +40,14 @@ impl Mail {
 
 impl Supervisor {
     /// Inboxes to wait for: of slots whose worker does not read, without those that are known to have something.
-    pub(super) fn unread_inboxes(&self) -> impl Iterator<Item = &Receiver> {
+    pub(super) fn unread_inboxes(&self) -> impl Iterator<Item = &OwnedFd> {
         let is_empty =
             |slot| self.shared.scoreboard.slot(slot).is_some_and(|slot| slot.state() == State::Empty);
         let is_watched = move |slot: &usize| {
             !self.maintenance.mail.0.contains_key(slot) && (!self.pools.owns(*slot) || is_empty(*slot))
         };
         let unread = self.unread_slots().into_iter().filter(is_watched);
-        unread.filter_map(|slot| self.processes.inbox(slot)).map(|inbox| inbox.rx())
+        unread.filter_map(|slot| self.processes.inbox(slot)).map(|inbox| &inbox.rx)
     }
 
     fn unread_slots(&self) -> BTreeSet<usize> {
@@ -97,7 +97,7 @@ impl Supervisor {
                 continue;
             };
             log::debug!("{} takes up connections of {}", self.name(*taker), self.name(slot));
-            let rx = self.processes.inbox(slot).map(|inbox| inbox.rx().as_fd());
+            let rx = self.processes.inbox(slot).map(|inbox| inbox.rx.as_fd());
             let _ = self.processes.command(*pid, Command::TakeUp, rx); // the next one is asked
         }
     }
@@ -109,7 +109,8 @@ impl Supervisor {
         }
         let Some(inbox) = self.processes.inbox(slot) else { return };
         // Unread: their content is between workers. Who fills it meanwhile does not keep the supervisor busy.
-        let received = (0..AT_ONCE).map_while(|_| inbox.rx().receive(&mut [0; 1]).ok());
+        let receive = |_| datagram::receive_all(inbox.rx.as_fd(), &mut [0; 1], MAX_FDS).ok();
+        let received = (0..AT_ONCE).map_while(receive);
         let closed: usize = received.map(|datagram| datagram.fds.len()).sum();
         log::error!("{}: no process for {closed} connections; closed", self.name(slot));
     }

@@ -202,7 +202,7 @@ impl Supervisor {
         let counters = self.shared.counters.enter_place(record.place());
         counters?.starts.add(1);
         record.begin(clock::now());
-        let asked = [inbox.tx(), inbox.rx().as_fd(), theirs.as_fd()].into_iter().zip(0..).try_for_each(
+        let asked = [inbox.tx.as_fd(), inbox.rx.as_fd(), theirs.as_fd()].into_iter().zip(0..).try_for_each(
             |(fd, part)| self.processes.command(parent, Command::Child { slot: slot as u16, part }, Some(fd)),
         );
         if let Err(error) = asked {

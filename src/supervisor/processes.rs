@@ -16,7 +16,8 @@ use super::policy::liveness::Pulse;
 use super::relay::Source;
 use super::role::{Parts, Role};
 use crate::fleet::control::{Channel, Command};
-use crate::fleet::inbox::Inbox;
+use crate::fleet::inbox;
+use crate::fleet::queue::Queue;
 use crate::time::{Instant, Rate};
 
 /// What the log says that a late process did not do: it was told to exit.
@@ -128,7 +129,7 @@ impl Process {
 
 struct Slot {
     /// Where connections arrive from other processes.
-    inbox: Inbox,
+    inbox: Queue,
     /// In the table as a worker or per-connection process of this slot.
     holder: Option<Pid>,
 }
@@ -143,14 +144,14 @@ pub struct Processes {
 impl Processes {
     /// One more slot; its number.
     pub fn add_slot(&mut self) -> io::Result<usize> {
-        self.slots.push(Slot { inbox: Inbox::new()?, holder: None });
+        self.slots.push(Slot { inbox: inbox::create()?, holder: None });
         Ok(self.slots.len() - 1)
     }
 
     /// A new inbox for a slot: who has an end of the old one has nothing to do with it any more.
     pub fn renew_inbox(&mut self, slot: usize) -> io::Result<()> {
         let slot = self.slots.get_mut(slot).ok_or(io::ErrorKind::NotFound)?;
-        slot.inbox = Inbox::new()?;
+        slot.inbox = inbox::create()?;
         Ok(())
     }
 
@@ -158,17 +159,17 @@ impl Processes {
         self.slots.len()
     }
 
-    pub fn inbox(&self, slot: usize) -> Option<&Inbox> {
+    pub fn inbox(&self, slot: usize) -> Option<&Queue> {
         self.slots.get(slot).map(|slot| &slot.inbox)
     }
 
     /// Whether a connection waits in the inbox of a slot.
     pub fn has_mail(&self, slot: usize) -> bool {
-        self.inbox(slot).is_some_and(|inbox| inbox.rx().has_mail())
+        self.inbox(slot).is_some_and(Queue::has_mail)
     }
 
     /// The inboxes of all slots. In a forked child, which leaves the table behind.
-    pub fn take_inboxes(&mut self) -> Vec<Inbox> {
+    pub fn take_inboxes(&mut self) -> Vec<Queue> {
         self.slots.drain(..).map(|slot| slot.inbox).collect()
     }
 

@@ -13,7 +13,6 @@ use super::role::Role;
 use super::{Flow, Supervisor, spawn};
 use crate::clock;
 use crate::fleet::control::Command;
-use crate::fleet::inbox::Inbox;
 use crate::fleet::scoreboard::{Place, State};
 use crate::log as sink;
 
@@ -209,7 +208,7 @@ impl Supervisor {
         // A worker whose pool is given up does not know the inboxes of another one.
         let pools = [from, to].map(|slot| usize::from(self.place_of(slot).pool));
         let is_known = self.generation.config.reaches(pools[0], pools[1]);
-        let inbox = self.processes.inbox(to).filter(|_| !is_known).map(Inbox::tx);
+        let inbox = self.processes.inbox(to).filter(|_| !is_known).map(|inbox| inbox.tx.as_fd());
         if let Err(error) = self.processes.command(pid, Command::Migrate { to: to as u16 }, inbox) {
             log::debug!("{}[{pid}]: {error}", self.name(from)); // it is gone, or will be killed
         }

@@ -90,18 +90,17 @@ pub(super) fn worker(
     // Only the default pool accepts; to the others connections come through their inboxes.
     let accepts = pool == 0;
     let listeners = if accepts { generation.worker_listeners() } else { Vec::new() };
-    let gateways = accepts.then(|| Arc::clone(supervisor.auxiliaries.gateways.queue.rx()));
+    let gateways = accepts.then(|| supervisor.auxiliaries.gateways.queue.rx.try_clone()).transpose();
     let shared = supervisor.shared;
     let inboxes = supervisor.processes.take_inboxes();
     // Without a descriptor to spare a worker answers for the programs: 503.
-    let cgi =
-        generation.cgi.as_ref().filter(|_| accepts).and_then(|inbox| inbox.tx().try_clone_to_owned().ok());
+    let cgi = generation.cgi.as_ref().filter(|_| accepts).and_then(|inbox| inbox.tx.try_clone().ok());
     let rendezvous = bus.tx(config.pools.get(pool).map_or("", |pool| &pool.name));
     let reaches = |other: usize| {
         shared.scoreboard.place(other).is_some_and(|place| config.reaches(pool, usize::from(place.pool)))
     };
-    let start = inbox::split(inboxes, slot, reaches).and_then(|both| Ok((both, rendezvous?)));
-    let start = start.map(|((inbox, txs), rendezvous)| worker::Start {
+    let start = inbox::split(inboxes, slot, reaches).and_then(|both| Ok((both, rendezvous?, gateways?)));
+    let start = start.map(|((inbox, txs), rendezvous, gateways)| worker::Start {
         config: Arc::clone(&config),
         routes,
         skipped,
@@ -160,16 +159,17 @@ pub(super) fn auxiliary(
             })
         }
         Kind::Gateway => {
-            let start = gateway::Start {
+            let gateways = &supervisor.auxiliaries.gateways;
+            let start = gateways.queue.tx.try_clone().map(|queue| gateway::Start {
                 config: Arc::clone(&config),
                 listeners: generation.gateway_listeners().cloned().collect(),
-                queue: Arc::clone(supervisor.auxiliaries.gateways.queue.tx()),
+                queue,
                 counters: shared.gateways,
-                salt: supervisor.auxiliaries.gateways.salt,
-            };
+                salt: gateways.salt,
+            });
             Box::new(move |channel, confine| {
                 // Keys are read with the rights of the supervisor.
-                let gateway = Gateway::load(start).map_err(|why| (Exit::Config, why))?;
+                let gateway = Gateway::load(start.map_err(internal)?).map_err(|why| (Exit::Config, why))?;
                 confine().and_then(|()| gateway.run(channel)).map_err(internal)
             })
         }
@@ -181,7 +181,7 @@ pub(super) fn auxiliary(
         }
         Kind::Cgi => {
             let inbox = inbox.ok_or_else(|| io::ErrorKind::NotFound.into());
-            let inbox = inbox.and_then(|inbox| inbox.rx().as_fd().try_clone_to_owned());
+            let inbox = inbox.and_then(|inbox| inbox.rx.try_clone());
             let (config, addresses) = (Arc::clone(&config), shared.addresses);
             Box::new(move |channel, confine| {
                 let start = confine().and_then(|()| Ok(cgi::Start { config, inbox: inbox?, addresses }));

@@ -35,9 +35,10 @@ use super::{Busy, Supervisor};
 
 use crate::clock;
 use crate::fleet::datagram;
-use crate::fleet::gateway_queue::{FORMAT as QUEUE_FORMAT, GatewayQueue};
-use crate::fleet::inbox::{FORMAT, Inbox};
+use crate::fleet::gateway_queue::FORMAT as QUEUE_FORMAT;
+use crate::fleet::inbox::FORMAT;
 use crate::fleet::listener::{self, Listen, Listener};
+use crate::fleet::queue::Queue;
 use crate::fleet::scoreboard::{Place, START};
 use crate::service::notify::Notify;
 
@@ -119,7 +120,7 @@ impl Predecessor {
                 }
                 Some(_) => {
                     let ends: Option<[OwnedFd; 2]> = ends.try_into().ok();
-                    let queue = ends.map(|[tx, rx]| GatewayQueue::of_ends(tx, rx));
+                    let queue = ends.map(|[tx, rx]| Queue { tx, rx });
                     return Ok(Inherited { listeners, queue, parts });
                 }
                 None => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -128,9 +129,9 @@ impl Predecessor {
     }
 
     /// Has the old executable hand its connections over to these.
-    pub fn take_over<'a>(&self, inboxes: impl Iterator<Item = &'a Inbox>) -> io::Result<()> {
+    pub fn take_over<'a>(&self, inboxes: impl Iterator<Item = &'a Queue>) -> io::Result<()> {
         for inbox in inboxes {
-            datagram::send(self.0.as_fd(), &FORMAT.to_ne_bytes(), Some(inbox.tx()))?;
+            datagram::send(self.0.as_fd(), &FORMAT.to_ne_bytes(), Some(inbox.tx.as_fd()))?;
         }
         datagram::send(self.0.as_fd(), b"\n", None)
     }
@@ -142,7 +143,7 @@ pub struct Inherited {
     /// The listening sockets.
     pub listeners: Vec<Arc<Listener>>,
     /// Where gateways leave connections, those of the old executable too.
-    pub queue: Option<GatewayQueue>,
+    pub queue: Option<Queue>,
     /// Parts of the bus, and what they are.
     pub parts: Vec<(String, OwnedFd)>,
 }
@@ -293,7 +294,7 @@ impl Supervisor {
             datagram::send(ours.as_fd(), &text, Some(listener.as_fd()))?;
         }
         let queue = &self.auxiliaries.gateways.queue;
-        for end in [queue.tx(), queue.rx()] {
+        for end in [&queue.tx, &queue.rx] {
             datagram::send(ours.as_fd(), &[QUEUE, &QUEUE_FORMAT.to_ne_bytes()].concat(), Some(end.as_fd()))?;
         }
         for (what, fd) in self.generation.bus.parts() {

@@ -16,7 +16,6 @@ use super::{Flow, Supervisor, logs, spawn};
 use crate::clock;
 use crate::fleet::control::Command;
 use crate::fleet::counters::{HandlerEntry, OTHER, PlaceCounters};
-use crate::fleet::inbox::Inbox;
 use crate::fleet::scoreboard::{MAX_SLOTS, Place};
 use crate::time::Instant;
 
@@ -73,7 +72,7 @@ impl Supervisor {
             self.processes.renew_inbox(slot)?;
         }
         if is_new || is_other_pool {
-            let tx = self.processes.inbox(slot).map(Inbox::tx);
+            let tx = self.processes.inbox(slot).map(|inbox| inbox.tx.as_fd());
             for pid in self.processes.with_channel().into_iter().filter(|pid| self.reaches(*pid, place)) {
                 // One that does not read any more is on its way out.
                 let _ = self.processes.command(pid, Command::Tx { slot: slot as u16 }, tx);

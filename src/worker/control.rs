@@ -1,14 +1,13 @@
 //! Commands of the supervisor.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
 use ::ws_handler::raw::WS_BY_HOST;
 
 use crate::fleet::bulletin::Readiness;
 use crate::fleet::control::{Command, Report};
-use crate::fleet::inbox::Receiver;
 use crate::fleet::scoreboard::{Slot, State};
 use crate::proto::ws::close;
 use crate::worker::Worker;
@@ -38,7 +37,7 @@ impl Worker {
                     Command::Drain => self.move_all(None, None),
                     Command::Tx { slot } => self.transfer.learn_tx(slot.into(), fd),
                     Command::TakeUp => match fd {
-                        Some(fd) => self.transfer.empty(&Receiver::from(fd)),
+                        Some(fd) => self.transfer.empty(fd.as_fd()),
                         None => log::warn!("cannot adopt connections: no inbox came with the command"),
                     },
                     Command::Begin => {

@@ -240,7 +240,7 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
         arrivals: known_arrivals,
         commands,
         slot,
-        tx: inbox.tx().as_raw_fd(),
+        tx: inbox.tx.as_raw_fd(),
         control: presence.control.as_fd().as_raw_fd(),
         shipment: UnsafeCell::new(Shipment::new()),
     })?;

@@ -33,9 +33,10 @@ use crate::ffi::strict;
 use crate::fleet::bus_wire::{FORMAT, Message, Request, key_of};
 use crate::fleet::control::{Channel, Command, Report};
 use crate::fleet::datagram;
-use crate::fleet::inbox::Inbox;
+use crate::fleet::inbox;
 use crate::fleet::listener::{self, Listener};
 use crate::fleet::proc;
+use crate::fleet::queue::Queue;
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::{Place, State};
 use crate::fleet::shared::Shared;
@@ -118,7 +119,7 @@ pub struct Host {
     routes: Arc<Routes>,
     listener: Arc<Listener>,
     shared: Shared,
-    inboxes: Vec<Inbox>,
+    inboxes: Vec<Queue>,
     bus: Bus,
     fail_every: u32,
     /// Of the worker, if it is a process of its own.
@@ -154,7 +155,7 @@ impl Host {
         for slot in 0..SLOTS {
             shared.assign(slot, Place { pool: 0, number: slot as u16 }).map_err(cannot)?;
         }
-        let inboxes = (0..SLOTS).map(|_| Inbox::new()).collect::<io::Result<_>>().map_err(cannot)?;
+        let inboxes = (0..SLOTS).map(|_| inbox::create()).collect::<io::Result<_>>().map_err(cannot)?;
         let bus = Bus::new(&config, Vec::new()).map_err(cannot)?;
         Ok(Host {
             dir: dir.to_owned(),
@@ -244,7 +245,7 @@ impl Host {
             record.set_state(State::Running); // connections are sent to running workers only
             worker.channel.send_command(Command::Rebalance { to: AWAY as u16, count: u16::MAX })?;
             if let Some(inbox) = self.inboxes.get(AWAY) {
-                worker.channel.send_command_with(Command::TakeUp, inbox.rx().as_fd())?;
+                worker.channel.send_command_with(Command::TakeUp, inbox.rx.as_fd())?;
             }
         }
         self.turn().map_err(io::Error::other)
@@ -397,9 +398,9 @@ impl Host {
             record.begin(clock::now());
         }
         let own = self.inboxes.get(slot).ok_or(io::ErrorKind::NotFound)?;
-        let inbox = Inbox::of_ends(own.tx().try_clone_to_owned()?, own.rx().as_fd().try_clone_to_owned()?);
+        let inbox = Queue { tx: own.tx.try_clone()?, rx: own.rx.try_clone()? };
         let txs = self.inboxes.iter().enumerate();
-        let txs = txs.map(|(slot, inbox)| Ok((slot, inbox.tx().try_clone_to_owned()?)));
+        let txs = txs.map(|(slot, inbox)| Ok((slot, inbox.tx.try_clone()?)));
         let start = worker::Start {
             config: Arc::clone(&self.config),
             routes: Arc::clone(&self.routes),

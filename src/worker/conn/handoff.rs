@@ -6,10 +6,10 @@
 
 use std::io;
 use std::ops::Range;
-use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
-use crate::fleet::datagram::{Datagram, MAX_FDS};
-use crate::fleet::inbox::{FORMAT, MAX_BYTES, Parcel, Receiver};
+use crate::fleet::datagram::{self, Datagram, MAX_FDS};
+use crate::fleet::inbox::{FORMAT, MAX_BYTES, Parcel};
 use crate::worker::conn::places::RawPlaces;
 use crate::worker::conn::record::{NOTHING, Record, flags};
 
@@ -158,8 +158,8 @@ impl Arrivals {
 
     /// Receives the next datagram, after all of the last one were taken, and returns the number of its descriptors.
     /// `WouldBlock` when there is none.
-    pub fn receive(&mut self, from: &Receiver) -> io::Result<usize> {
-        let Datagram { size, fds, sender } = from.receive(&mut self.bytes)?;
+    pub fn receive(&mut self, from: BorrowedFd<'_>) -> io::Result<usize> {
+        let Datagram { size, fds, sender } = datagram::receive_all(from, &mut self.bytes, MAX_FDS)?;
         self.sender = sender.unwrap_or_default();
         self.entries = 0..size.min(MAX_BYTES);
         self.waiting = 0..fds.len().min(MAX_FDS);
@@ -234,14 +234,15 @@ fn next_entry<'a>(bytes: &mut &'a [u8]) -> Option<Entry<'a>> {
 
 #[cfg(test)]
 mod tests {
+    use crate::fleet::inbox::next_fds;
     use crate::worker::conn::record::{Records, Strings};
-    use std::os::fd::AsRawFd;
+    use std::os::fd::{AsFd, AsRawFd};
 
     use super::*;
 
     #[test]
     fn an_entry_arrives_as_it_was_sent() {
-        let inbox = crate::fleet::inbox::Inbox::new().unwrap();
+        let inbox = crate::fleet::inbox::create().unwrap();
         let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         let mut records = Records::map(3).unwrap();
         let read = records.get_mut(2).unwrap();
@@ -268,11 +269,11 @@ mod tests {
             assert!(shipment.add(record, Purpose::Resume, &beside));
             assert!(shipment.add(record, Purpose::Linger, &beside));
             assert!(shipment.add(&*read, Purpose::Handshake, &beside));
-            shipment.send(inbox.tx().as_raw_fd()).unwrap();
+            shipment.send(inbox.tx.as_raw_fd()).unwrap();
         }
         let mut arrivals = Arrivals::new();
-        assert_eq!(inbox.rx().next_fds().unwrap(), 3);
-        assert_eq!(arrivals.receive(inbox.rx()).unwrap(), 3);
+        assert_eq!(next_fds(inbox.rx.as_fd()).unwrap(), 3);
+        assert_eq!(arrivals.receive(inbox.rx.as_fd()).unwrap(), 3);
         let purposes =
             |arrivals: &Arrivals| arrivals.iter().map(|(_, entry)| entry.purpose).collect::<Vec<_>>();
         assert_eq!(purposes(&arrivals), [Purpose::Resume, Purpose::Linger, Purpose::Handshake]);
@@ -292,9 +293,9 @@ mod tests {
             assert!(unsafe { shipment.add_arrival(fd, &entry) });
         }
         // SAFETY: as above.
-        unsafe { shipment.send(inbox.tx().as_raw_fd()).unwrap() };
-        assert_eq!(inbox.rx().next_fds().unwrap(), 2);
-        assert_eq!(arrivals.receive(inbox.rx()).unwrap(), 2);
+        unsafe { shipment.send(inbox.tx.as_raw_fd()).unwrap() };
+        assert_eq!(next_fds(inbox.rx.as_fd()).unwrap(), 2);
+        assert_eq!(arrivals.receive(inbox.rx.as_fd()).unwrap(), 2);
         assert_eq!(purposes(&arrivals), [Purpose::Linger, Purpose::Handshake]);
         arrivals.take_first(|_, _| ()).unwrap();
         let read = arrivals.take_first(|_, entry| entry.unwrap().parts[2].to_vec());

@@ -99,7 +99,7 @@ impl Acceptor {
     /// Not accepting yet: its [throttle](Self::throttle) will begin.
     pub fn new(
         listeners: &[Arc<Listener>],
-        gateways: Option<Arc<OwnedFd>>,
+        gateways: Option<OwnedFd>,
         poll: &'static Poll,
         descriptors: &'static Descriptors,
         share: FairShare,
@@ -378,7 +378,7 @@ impl Acceptor {
 enum Source {
     Listener(Arc<Listener>),
     /// The receiving end of the queue in which gateways leave connections.
-    Gateways(Arc<OwnedFd>),
+    Gateways(OwnedFd),
 }
 
 /// The name of the queue in the log.

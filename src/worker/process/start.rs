@@ -8,8 +8,8 @@ use std::sync::Arc;
 use crate::config::Config;
 use crate::fleet::control::Channel;
 use crate::fleet::crash_report::CrashReport;
-use crate::fleet::inbox::Inbox;
 use crate::fleet::listener::Listener;
+use crate::fleet::queue::Queue;
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::Slot;
 use crate::fleet::shared::Shared;
@@ -27,7 +27,7 @@ pub struct Start {
     /// The sockets to accept from.
     pub listeners: Vec<Arc<Listener>>,
     /// Where gateways leave connections, if this worker takes them.
-    pub gateways: Option<Arc<OwnedFd>>,
+    pub gateways: Option<OwnedFd>,
     /// The memory that it shares with other processes.
     pub shared: Shared,
     /// This worker's slot.
@@ -35,7 +35,7 @@ pub struct Start {
     /// To the supervisor.
     pub control: Channel,
     /// Where connections come from other workers.
-    pub inbox: Inbox,
+    pub inbox: Queue,
     /// Where the bus takes up this pool's connections to it.
     pub rendezvous: OwnedFd,
     /// By slot: where others are sent connections.

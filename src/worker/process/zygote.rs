@@ -13,7 +13,7 @@ use nix::unistd::{ForkResult, fork, getpid};
 
 use crate::ffi::call;
 use crate::fleet::control::{Channel, Command, Report};
-use crate::fleet::inbox::Inbox;
+use crate::fleet::queue::Queue;
 use crate::fleet::scoreboard::State;
 use crate::worker::host::handlers::Loaded;
 use crate::worker::process::start::Start;
@@ -97,13 +97,13 @@ pub fn serve_forks(mut start: Start, settle: &Settle) -> io::Result<Option<(Star
 
 impl Expected {
     /// One more; all of them once they have come.
-    fn add(&mut self, slot: u16, part: u16, fd: OwnedFd) -> Option<(Inbox, Channel)> {
+    fn add(&mut self, slot: u16, part: u16, fd: OwnedFd) -> Option<(Queue, Channel)> {
         match part {
             0 => *self = Expected { slot, tx: Some(fd), rx: None },
             1 => self.rx = Some(fd).filter(|_| self.slot == slot),
             _ => {
                 let all = Some(std::mem::take(self)).filter(|expected| expected.slot == slot)?;
-                return Some((Inbox::of_ends(all.tx?, all.rx?), Channel::from(fd)));
+                return Some((Queue { tx: all.tx?, rx: all.rx? }, Channel::from(fd)));
             }
         }
         None

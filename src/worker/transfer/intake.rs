@@ -2,9 +2,10 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
-use crate::fleet::inbox::{Inbox, Receiver};
+use crate::fleet::inbox;
+use crate::fleet::queue::Queue;
 use crate::worker::base::descriptors::Descriptors;
 use crate::worker::base::poll::{INBOX, Poll};
 use crate::worker::conn::handoff::{Arrivals, Entry};
@@ -12,7 +13,7 @@ use crate::worker::crash::signals::uninterrupted;
 use crate::worker::transfer::junk::Junk;
 
 pub struct Intake {
-    pub inbox: Inbox,
+    pub inbox: Queue,
     poll: &'static Poll,
     /// Room for descriptors that come.
     descriptors: &'static Descriptors,
@@ -26,7 +27,7 @@ pub struct Intake {
 
 impl Intake {
     pub fn new(
-        inbox: Inbox,
+        inbox: Queue,
         poll: &'static Poll,
         descriptors: &'static Descriptors,
         arrivals: &'static mut Arrivals,
@@ -40,7 +41,7 @@ impl Intake {
         if self.is_watched.get() {
             return;
         }
-        match self.poll.add(self.inbox.rx(), INBOX) {
+        match self.poll.add(&self.inbox.rx, INBOX) {
             Ok(()) => self.is_watched.set(true),
             Err(error) => log::error!("cannot watch the inbox: {error}; trying again"),
         }
@@ -55,11 +56,11 @@ impl Intake {
 
     /// Receives a datagram. Where there are not enough descriptors for those in it, it stays for later, or for another
     /// worker.
-    pub fn receive(&self, from: &Receiver) -> io::Result<()> {
-        let count = from.next_fds()?;
+    pub fn receive(&self, from: BorrowedFd<'_>) -> io::Result<()> {
+        let count = inbox::next_fds(from)?;
         if !self.descriptors.make_room(count) {
             if self.is_watched.replace(false) {
-                self.poll.forget(self.inbox.rx());
+                self.poll.forget(&self.inbox.rx);
             }
             return Err(io::ErrorKind::WouldBlock.into());
         }

@@ -1,7 +1,7 @@
 //! Adopts connections that other processes have sent: crash rescue, balance, reload and upgrade all end here.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use ::ws_handler::raw::*;
@@ -10,7 +10,6 @@ use socket2::Socket;
 use crate::auth::User;
 use crate::config::ListenerSettings;
 use crate::fleet::control::Report;
-use crate::fleet::inbox::Receiver;
 use crate::proto::http1::head::{self, Parsed};
 use crate::proto::ws::handshake;
 use crate::time::Instant;
@@ -39,12 +38,12 @@ enum Next {
 impl Transfer {
     /// Adopts all connections that lie in this slot's inbox.
     pub fn empty_inbox(&self) {
-        self.empty(self.intake.inbox.rx());
+        self.empty(self.intake.inbox.rx.as_fd());
     }
 
     /// The same for this inbox. At most [`AT_ONCE`] datagrams are taken; the rest waits for the next turn, so that a sender
     /// cannot starve the connections of this worker.
-    pub fn empty(&self, inbox: &Receiver) {
+    pub fn empty(&self, inbox: BorrowedFd<'_>) {
         for _ in 0..AT_ONCE {
             match self.intake.receive(inbox) {
                 Ok(()) => {}

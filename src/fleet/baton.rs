@@ -1,6 +1,4 @@
-//! Where workers and the bus meet: for each pool a socket pair on which workers leave one end of a connection of their own,
-//! and which outlives the bus; and the baton, which the one bus that serves holds. Made by the supervisor; a worker gets
-//! the sending end of its pool's, so that the bus knows the pool of whom it finds there.
+//! The baton, which the one bus that serves holds.
 
 use std::fs::File;
 use std::io;
@@ -9,38 +7,6 @@ use std::os::unix::fs::FileExt;
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-
-use super::datagram;
-
-/// That of one pool; both ends are non-blocking.
-#[derive(Debug)]
-pub struct Rendezvous {
-    tx: OwnedFd,
-    rx: OwnedFd,
-}
-
-impl Rendezvous {
-    /// A new one.
-    pub fn new() -> io::Result<Self> {
-        let (tx, rx) = datagram::pair()?;
-        Ok(Rendezvous { tx, rx })
-    }
-
-    /// One whose ends came from another process.
-    pub fn of_ends(tx: OwnedFd, rx: OwnedFd) -> Self {
-        Rendezvous { tx, rx }
-    }
-
-    /// The workers' end.
-    pub fn tx(&self) -> BorrowedFd<'_> {
-        self.tx.as_fd()
-    }
-
-    /// The end of the bus.
-    pub fn rx(&self) -> BorrowedFd<'_> {
-        self.rx.as_fd()
-    }
-}
 
 /// Held by one process at a time, and given back by its end, however that comes. Whoever holds it can leave bytes for the
 /// next one. A process that closes another descriptor of the same file gives it back, too (fcntl_locking(2)).
