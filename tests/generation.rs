@@ -42,7 +42,7 @@ fn generation(config: Config, resources: &[(&str, u64)]) -> Generation {
         routes.add(route(resource, *version));
     }
     let (config, routes) = (Arc::new(config), Arc::new(routes));
-    let bus = Bus::new(&config, Vec::new()).unwrap();
+    let bus = Bus::new().unwrap().following(&config).unwrap();
     Generation { config, routes, ..Generation::before_start(Vec::new(), bus) }
 }
 

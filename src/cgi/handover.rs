@@ -43,7 +43,7 @@ pub fn send(to: BorrowedFd<'_>, socket: BorrowedFd<'_>, facts: &Facts, read: &[u
     if message.len() > MAX_BYTES {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    datagram::send(to, &message, Some(socket))
+    datagram::send(to, &message, &[socket])
 }
 
 /// Receives the next request. `WouldBlock`: there is none; `InvalidData`: it was malformed, and is dropped.

@@ -34,7 +34,7 @@ impl Recording {
     /// The last line, of this process: those that write the others are about to leave.
     pub(super) fn say_why_it_ends(&self, why: &str) {
         // If there is no room, the client learns that the server has ended.
-        let _ = datagram::send_at_once(self.socket.as_fd(), format!("{ENDED}{why}\n").as_bytes(), None);
+        let _ = datagram::send_at_once(self.socket.as_fd(), format!("{ENDED}{why}\n").as_bytes(), &[]);
     }
 
     /// Whether the client has left.

@@ -150,7 +150,7 @@ fn ask_with(path: &Path, request: &Request, fd: Option<BorrowedFd<'_>>) -> Resul
         .set_read_timeout(Some(timeout))
         // A server that has hung up may have said why before.
         .map(|()| match fd {
-            Some(fd) => datagram::send(socket.as_fd(), &line, Some(fd)),
+            Some(fd) => datagram::send(socket.as_fd(), &line, &[fd]),
             None => (&socket).write_all(&line),
         })
         .and_then(|sent| reader.read_until(b'\n', &mut answer).and(sent));

@@ -223,7 +223,7 @@ impl Channel {
             Start::Done(report) => report.message().to_vec(),
         };
         bytes.truncate(REASON);
-        datagram::send(self.0.as_fd(), &bytes, None)
+        datagram::send(self.0.as_fd(), &bytes, &[])
     }
 
     /// Waits until it is told to begin; false: it is told to leave, or the supervisor has ended. [auxiliary process]
@@ -263,7 +263,7 @@ impl Channel {
     }
 
     fn send(&self, message: Message, with: Option<BorrowedFd<'_>>) -> io::Result<()> {
-        datagram::send(self.0.as_fd(), &message, with)
+        datagram::send(self.0.as_fd(), &message, with.as_slice())
     }
 
     fn recv(&self) -> io::Result<Option<(Message, Option<OwnedFd>)>> {

@@ -1,4 +1,4 @@
-//! A datagram, or a piece of a stream, and a descriptor with it where one is needed (unix(7), SCM_RIGHTS). Knows nothing of
+//! A datagram, or a piece of a stream, and descriptors with it where they are needed (unix(7), SCM_RIGHTS). Knows nothing of
 //! what is in it.
 
 use std::io::{self, IoSlice, IoSliceMut};
@@ -40,26 +40,21 @@ pub fn is_readable(socket: BorrowedFd<'_>) -> bool {
     poll(&mut [PollFd::new(socket, PollFlags::POLLIN)], PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
-/// Sends it whole, or not at all.
-pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], with: Option<BorrowedFd<'_>>) -> io::Result<()> {
-    send_as(SendFlags::NOSIGNAL, socket, bytes, with)
+/// Sends it whole, or not at all, with up to [`MAX_FDS`] descriptors.
+pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    send_as(SendFlags::NOSIGNAL, socket, bytes, fds)
 }
 
 /// The same on a socket of others, who may have made it wait.
-pub fn send_at_once(socket: BorrowedFd<'_>, bytes: &[u8], with: Option<BorrowedFd<'_>>) -> io::Result<()> {
-    send_as(SendFlags::NOSIGNAL | SendFlags::DONTWAIT, socket, bytes, with)
+pub fn send_at_once(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    send_as(SendFlags::NOSIGNAL | SendFlags::DONTWAIT, socket, bytes, fds)
 }
 
-fn send_as(
-    flags: SendFlags,
-    socket: BorrowedFd<'_>,
-    bytes: &[u8],
-    with: Option<BorrowedFd<'_>>,
-) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+fn send_as(flags: SendFlags, socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    if let Some(fd) = &with {
-        control.push(SendAncillaryMessage::ScmRights(std::slice::from_ref(fd)));
+    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(io::ErrorKind::InvalidInput.into());
     }
     sendmsg(socket, &[IoSlice::new(bytes)], &mut control, flags)?;
     Ok(())

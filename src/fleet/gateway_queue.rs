@@ -44,7 +44,7 @@ impl<'a> Preamble<'a> {
         let mut bytes: Vec<u8> = sizes.into_iter().flat_map(u32::to_ne_bytes).collect();
         bytes.extend_from_slice(peer.as_bytes());
         bytes.extend_from_slice(self.facts);
-        datagram::send(tx, &bytes, Some(connection))
+        datagram::send(tx, &bytes, &[connection])
     }
 
     /// The next connection. `WouldBlock` when there is none; `InvalidData`: something else was in the queue, and is not
@@ -103,7 +103,7 @@ mod tests {
         let queue = create().unwrap();
         let (_, theirs) = UnixStream::pair().unwrap();
         let facts = Facts::default().to_bytes().unwrap();
-        datagram::send(queue.tx.as_fd(), b"GET / HTTP/1.1", Some(theirs.as_fd())).unwrap();
+        datagram::send(queue.tx.as_fd(), b"GET / HTTP/1.1", &[theirs.as_fd()]).unwrap();
         Preamble { facts: &facts[1..], ..Preamble::default() }
             .send(queue.tx.as_fd(), theirs.as_fd())
             .unwrap();

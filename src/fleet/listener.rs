@@ -2,23 +2,24 @@
 //! when a worker dies. They do not block, and what is accepted from them does not delay what is sent. Accepts nothing
 //! itself.
 
-use std::ffi::OsStr;
 use std::fmt;
 use std::fs::Permissions;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{AccessFlags, Gid, Uid, access};
+use serde::{Deserialize, Serialize};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
+use super::routes::any_path;
+
 /// Where to listen, as configured.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Listen {
     /// All addresses of a host.
     Tcp {
@@ -28,26 +29,7 @@ pub enum Listen {
         port: u16,
     },
     /// A socket in the file system.
-    Unix(PathBuf),
-}
-
-impl Listen {
-    /// For another process.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        match self {
-            Listen::Tcp { host, port } => format!("tcp {port} {host}").into_bytes(),
-            Listen::Unix(path) => [b"unix ", path.as_os_str().as_bytes()].concat(),
-        }
-    }
-
-    /// From another process.
-    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        if let Some(path) = bytes.strip_prefix(b"unix ") {
-            return Some(Listen::Unix(OsStr::from_bytes(path).into()));
-        }
-        let (port, host) = std::str::from_utf8(bytes).ok()?.strip_prefix("tcp ")?.split_once(' ')?;
-        Some(Listen::Tcp { host: host.to_owned(), port: port.parse().ok()? })
-    }
+    Unix(#[serde(with = "any_path")] PathBuf),
 }
 
 impl fmt::Display for Listen {
@@ -159,7 +141,7 @@ impl Listener {
 
     /// One that another process listened on, and passes on. [supervisor, before fork]
     pub fn inherited(fd: OwnedFd, asked: Listen) -> io::Result<Self> {
-        let mut listener = Self::bound_elsewhere(fd, asked, None)?;
+        let mut listener = Self::bound_elsewhere(fd, Some(asked), None)?;
         if let Bound::Unix(path) = &listener.address {
             listener.file = identity(path);
         }
@@ -167,10 +149,10 @@ impl Listener {
     }
 
     /// One that a child has bound, and its [file](Self::file) there. [supervisor]
-    pub fn bound_elsewhere(fd: OwnedFd, asked: Listen, file: Option<(u64, u64)>) -> io::Result<Self> {
+    pub fn bound_elsewhere(fd: OwnedFd, asked: Option<Listen>, file: Option<(u64, u64)>) -> io::Result<Self> {
         let socket = Socket::from(fd);
         let address = address_of(&socket)?;
-        Ok(Self { file, asked: Some(asked), ..Self::of(socket, address)? })
+        Ok(Self { file, asked, ..Self::of(socket, address)? })
     }
 
     /// Device and inode of a Unix socket's file.

@@ -21,6 +21,7 @@ pub mod facts;
 pub mod gateway_counters;
 pub mod gateway_queue;
 pub mod handler_counters;
+pub mod handover;
 pub mod inbox;
 pub mod listener;
 pub mod memory;

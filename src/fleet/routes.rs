@@ -33,7 +33,7 @@ pub struct Route {
 }
 
 /// A path need not be UTF-8.
-mod any_path {
+pub(super) mod any_path {
     use std::ffi::OsString;
     use std::path::{Path, PathBuf};
 

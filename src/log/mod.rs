@@ -21,6 +21,7 @@ use std::sync::{PoisonError, RwLock};
 use std::time::SystemTime;
 
 use log::{Log, Metadata, Record};
+use serde::{Deserialize, Serialize};
 
 pub use self::access::AccessField;
 pub use self::files::Rotation;
@@ -86,7 +87,7 @@ pub enum Format {
 }
 
 /// One of the two logs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum LogKind {
     /// The log.
@@ -247,11 +248,6 @@ impl LogKind {
             LogKind::Main => "log",
             LogKind::Access => "access",
         }
-    }
-
-    /// The log with this name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
     /// The log with this number.

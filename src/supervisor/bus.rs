@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::iter::once;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,27 +30,26 @@ pub struct Bus {
     is_used: Arc<AtomicBool>,
 }
 
-/// The ends of what is passed on to another server: what it is, by name, and the descriptor.
-const BATON: &str = "bus baton";
-const TX: &str = "bus tx ";
-const RX: &str = "bus rx ";
-
 impl Bus {
-    /// That of a server that replaces no other, or one that comes with these parts of the other's.
-    pub fn new(config: &Config, inherited: Vec<(String, OwnedFd)>) -> io::Result<Self> {
-        let (mut baton, mut txs, mut rendezvous) = (None, BTreeMap::new(), BTreeMap::new());
-        for (what, fd) in inherited {
-            if what == BATON {
-                baton = Some(Baton::from(fd));
-            } else if let Some(pool) = what.strip_prefix(TX) {
-                txs.insert(pool.to_owned(), fd);
-            } else if let Some((pool, tx)) = what.strip_prefix(RX).and_then(|pool| txs.remove_entry(pool)) {
-                rendezvous.insert(pool, Arc::new(Queue { tx, rx: fd }));
-            }
-        }
-        let is_used = Arc::new(AtomicBool::new(baton.is_some()));
-        let baton = Arc::new(baton.map_or_else(Baton::new, Ok)?);
-        Bus { baton, rendezvous, is_used }.following(config)
+    /// That of a server that replaces no other.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { baton: Arc::new(Baton::new()?), rendezvous: BTreeMap::new(), is_used: Arc::default() })
+    }
+
+    /// That of another server, of its [parts](Self::parts). None: they are not complete.
+    pub fn of_parts(pools: Vec<String>, fds: &mut impl Iterator<Item = OwnedFd>) -> Option<Self> {
+        let baton = Arc::new(Baton::from(fds.next()?));
+        let mut queue = |pool| Some((pool, Arc::new(Queue { tx: fds.next()?, rx: fds.next()? })));
+        let rendezvous = pools.into_iter().map(&mut queue).collect::<Option<_>>()?;
+        Some(Self { baton, rendezvous, is_used: Arc::new(AtomicBool::new(true)) })
+    }
+
+    /// What another server needs to go on with it: the names of the pools, the baton, and both ends for each pool. None if
+    /// topics are not used.
+    pub fn parts(&self) -> Option<(Vec<String>, Vec<BorrowedFd<'_>>)> {
+        let ends = self.rendezvous.values().flat_map(|queue| [queue.tx.as_fd(), queue.rx.as_fd()]);
+        let fds = once(self.baton.fd()).chain(ends).collect();
+        self.is_used().then(|| (self.rendezvous.keys().cloned().collect(), fds))
     }
 
     /// The same for a configuration that may have other pools.
@@ -69,19 +69,6 @@ impl Bus {
         rendezvous.tx.try_clone()
     }
 
-    /// What another server needs to go on with it; nothing if topics are not used.
-    pub fn parts(&self) -> Vec<(String, BorrowedFd<'_>)> {
-        if !self.is_used() {
-            return Vec::new();
-        }
-        let mut parts = vec![(BATON.to_owned(), self.baton.fd())];
-        for (pool, rendezvous) in &self.rendezvous {
-            parts.push((format!("{TX}{pool}"), rendezvous.tx.as_fd()));
-            parts.push((format!("{RX}{pool}"), rendezvous.rx.as_fd()));
-        }
-        parts
-    }
-
     /// Whether a handler uses topics.
     pub fn is_used(&self) -> bool {
         self.is_used.load(Ordering::Relaxed)
@@ -90,11 +77,6 @@ impl Bus {
     /// One does.
     pub fn set_used(&self) {
         self.is_used.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether a part of another server's is one of these.
-    pub fn is_part(what: &[u8]) -> bool {
-        what.starts_with(b"bus ")
     }
 
     /// What the process is to be given, without an engine.

@@ -4,9 +4,10 @@
 use std::time::Duration;
 
 use super::Supervisor;
-use super::errand::{Outbox, value_of};
+use super::errand::Outbox;
 use super::generation::{Generation, Stamp, stamps};
-use super::role::{Errand, Parts};
+use super::role::Errand;
+use crate::fleet::handover::Received;
 
 /// A certificate and its key may be replaced one after the other: they are read when so many looks, a second apart, have found
 /// nothing new.
@@ -43,7 +44,7 @@ impl Supervisor {
             loop {
                 let stamps = stamps(&config);
                 if looks.have_settled(&stamps, &certificates) {
-                    return outbox.value(&stamps);
+                    return outbox.send(&stamps, &[]);
                 }
                 outbox.go_on();
                 std::thread::sleep(PAUSE);
@@ -54,8 +55,8 @@ impl Supervisor {
 
     /// The child has seen that they have changed: begins to replace the gateways, unless something else is replaced. The next
     /// child will see it, too.
-    pub(super) fn certificates_changed(&mut self, mut parts: Parts) {
-        let Ok(certificates) = value_of::<Vec<Stamp>>(&mut parts) else { return };
+    pub(super) fn certificates_changed(&mut self, result: Received) {
+        let Ok((certificates, _)) = result.open::<Vec<Stamp>>() else { return };
         if self.busy(&[]).is_none() {
             log::info!("certificates have changed; starting new gateways");
             self.maintenance.certificates = Some(certificates.clone());

@@ -9,10 +9,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::unistd::Pid;
 
 use super::Supervisor;
-use super::errand::{Outbox, value_of};
-use super::role::{Errand, Parts};
+use super::errand::Outbox;
+use super::role::Errand;
 use crate::clock;
 use crate::fleet::control::Command;
+use crate::fleet::handover::Received;
 use crate::log::{self as sink, Level, LogKind};
 use crate::time::Instant;
 
@@ -49,10 +50,14 @@ impl Supervisor {
         }
         let is_known = self.maintenance.logs.is_failing;
         let open_all = |outbox: &Outbox| {
-            let mut faults = Vec::new();
+            let (mut kinds, mut opened, mut faults) = (Vec::new(), Vec::new(), Vec::new());
             for kind in LogKind::ALL {
                 match open(kind) {
-                    Ok(opened) => opened.map_or(Ok(()), |fd| outbox.part(kind.name(), fd.as_fd()))?,
+                    Ok(None) => {}
+                    Ok(Some(fd)) => {
+                        kinds.push(kind);
+                        opened.push(fd);
+                    }
                     Err(why) => faults.push(why),
                 }
             }
@@ -60,19 +65,20 @@ impl Supervisor {
                 let fault = |why: &String| log::error!("cannot {what}: {why}; keeping the old file");
                 faults.iter().for_each(fault);
             }
-            outbox.value(&faults.is_empty())
+            outbox.send(&(faults.is_empty(), kinds), &opened.iter().map(AsFd::as_fd).collect::<Vec<_>>())
         };
         let _ = self.send_out(Errand::OpenLogs, open_all); // else the old file is kept
     }
 
-    pub(super) fn logs_were_opened(&mut self, mut parts: Parts) {
-        let is_open = value_of(&mut parts);
-        let is_known = std::mem::replace(&mut self.maintenance.logs.is_failing, is_open != Ok(true));
-        if is_open.is_err() && !is_known {
+    pub(super) fn logs_were_opened(&mut self, result: Received) {
+        let opened = result.open::<(bool, Vec<LogKind>)>();
+        let is_done = matches!(opened, Ok(((true, _), _)));
+        let is_known = std::mem::replace(&mut self.maintenance.logs.is_failing, !is_done);
+        if opened.is_err() && !is_known {
             log::error!("cannot reopen the log: its file system does not answer; keeping the old file");
         }
-        for (name, fd) in parts {
-            let Some(kind) = LogKind::from_name(&name) else { continue };
+        let ((_, kinds), fds) = opened.unwrap_or_default();
+        for (kind, fd) in kinds.into_iter().zip(fds) {
             self.hand_on(kind, &fd);
             if let Err(error) = sink::replace(kind, fd) {
                 log::error!("cannot reopen the log: {error}; keeping the old file");

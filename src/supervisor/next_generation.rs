@@ -3,62 +3,57 @@
 
 use std::cell::Cell;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::errand::{Outbox, value_of};
+use super::errand::Outbox;
 use super::generation::{Generation, Sockets, Stamp, stamps};
-use super::role::Parts;
 use super::{Reread, prepare};
 use crate::clock;
 use crate::config::{Config, Listen};
+use crate::fleet::handover::Received;
 use crate::fleet::listener::Listener;
 use crate::fleet::routes::Routes;
 use crate::handlers::discover::{discover, refusal};
-use crate::log as sink;
+use crate::log::{self as sink, LogKind};
 use crate::service::start_signals::StartSignals;
 use crate::settings::outside::{self, Answers};
 
 /// How often the child says that it goes on.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
-/// Names of sockets that are handed back.
-const LISTEN: &str = "listen";
-const METRICS: &str = "metrics";
-
-/// What the child hands back beside new sockets and what the log goes to.
+/// What the child hands back, followed by the descriptors of `logs`, `listeners` and `metrics`.
 #[derive(Serialize, Deserialize)]
 struct Found {
     answers: Answers,
     routes: Routes,
     faults: Vec<String>,
     certificates: Vec<Stamp>,
-    /// In the order in which they are handed back.
-    sockets: Vec<Bound>,
+    logs: Vec<LogKind>,
+    listeners: Vec<Bound>,
+    metrics: Vec<Bound>,
 }
 
-/// A new socket.
-#[derive(Serialize, Deserialize)]
-struct Bound {
-    asked: Vec<u8>,
-    /// Device and inode.
-    file: Option<(u64, u64)>,
-}
+/// A new socket: what it was bound for, and the device and inode of its file.
+type Bound = (Option<Listen>, Option<(u64, u64)>);
 
 /// In the child: finds all that a generation after `old` is made of, and hands it back.
 pub(super) fn find(old: &Generation, reread: &Reread, outbox: &Outbox) -> io::Result<()> {
-    match try_find(old, reread, outbox) {
-        Ok((found, sockets)) => {
-            let handed = outbox.value(&Ok::<_, String>(found));
-            handed.inspect_err(|_| sockets.iter().for_each(|socket| socket.remove_file()))
-        }
-        Err(why) => outbox.value(&Err::<Found, _>(why)),
-    }
+    let found = try_find(old, reread, outbox);
+    let Ok((found, opened, sockets)) = found else { return outbox.send(&found.map(drop), &[]) };
+    let fds: Vec<_> =
+        opened.iter().map(AsFd::as_fd).chain(sockets.iter().map(|socket| socket.as_fd())).collect();
+    let sent = outbox.send(&Ok::<_, String>(found), &fds);
+    sent.inspect_err(|_| sockets.iter().for_each(|socket| socket.remove_file()))
 }
 
-fn try_find(old: &Generation, reread: &Reread, outbox: &Outbox) -> Result<(Found, Sockets), String> {
+fn try_find(
+    old: &Generation,
+    reread: &Reread,
+    outbox: &Outbox,
+) -> Result<(Found, Vec<OwnedFd>, Sockets), String> {
     let signals = StartSignals::watch_unblocked().map_err(|error| error.to_string())?;
     let (config, answers) = outside::record(reread);
     let config = config?;
@@ -80,22 +75,14 @@ fn try_find(old: &Generation, reread: &Reread, outbox: &Outbox) -> Result<(Found
     if let Some(why) = refusal(&faults, &old.faults, config.strict_handlers) {
         return Err(why);
     }
-    let handed = |error: io::Error| error.to_string();
-    for (kind, fd) in sink::open(&config.log)? {
-        outbox.part(kind.name(), fd.as_fd()).map_err(handed)?;
-    }
+    let (logs, opened) = sink::open(&config.log)?.into_iter().unzip();
     let certificates = stamps(&config);
     let [listeners, metrics] = old.sockets_for(&config, [&[], &[]]).map_err(|error| error.to_string())?;
-    let (mut new, mut sockets) = (Sockets::new(), Vec::new());
-    for (name, all) in [(LISTEN, listeners), (METRICS, metrics)] {
-        for socket in old.new_of(&all) {
-            outbox.part(name, socket.as_fd()).map_err(handed)?;
-            let asked = socket.asked().map(Listen::to_bytes).unwrap_or_default();
-            sockets.push(Bound { asked, file: socket.file() });
-            new.push(Arc::clone(socket));
-        }
-    }
-    Ok((Found { answers, routes, faults, certificates, sockets }, new))
+    let sockets: Sockets =
+        [&listeners, &metrics].into_iter().flat_map(|all| old.new_of(all)).cloned().collect();
+    let bound = |all| old.new_of(all).map(|socket| (socket.asked().cloned(), socket.file())).collect();
+    let (listeners, metrics) = (bound(&listeners), bound(&metrics));
+    Ok((Found { answers, routes, faults, certificates, logs, listeners, metrics }, opened, sockets))
 }
 
 /// What the child has handed back, taken up.
@@ -107,22 +94,17 @@ pub(super) struct Next {
 
 impl Next {
     /// The generation after `old`. The log goes on as its configuration says.
-    pub fn of(old: &Generation, reread: &Reread, mut parts: Parts) -> Result<Self, String> {
-        let found: Result<Found, String> = value_of(&mut parts)?;
-        let Found { answers, routes, faults, certificates, sockets } = found?;
-        let (mut listeners, mut metrics, mut logs) = (Sockets::new(), Sockets::new(), Vec::new());
-        let mut sockets = sockets.into_iter();
-        for (name, fd) in parts {
-            if let Some(kind) = sink::LogKind::from_name(&name) {
-                logs.push((kind, fd));
-                continue;
-            }
-            let known = sockets.next().and_then(|new| Some((Listen::from_bytes(&new.asked)?, new.file)));
-            let (asked, file) = known.ok_or("a socket came that was not asked for")?;
-            let socket = Listener::bound_elsewhere(fd, asked, file).map_err(|error| error.to_string())?;
-            let all = if name == METRICS { &mut metrics } else { &mut listeners };
-            all.push(Arc::new(socket));
-        }
+    pub fn of(old: &Generation, reread: &Reread, result: Received) -> Result<Self, String> {
+        let (found, fds) = result.open::<Result<Found, String>>()?;
+        let Found { answers, routes, faults, certificates, logs, listeners, metrics } = found?;
+        let mut fds = fds.into_iter();
+        let logs = logs.into_iter().zip(fds.by_ref()).collect();
+        let mut sockets = |all: Vec<Bound>| -> Result<Sockets, String> {
+            let socket = |((asked, file), fd)| Listener::bound_elsewhere(fd, asked, file).map(Arc::new);
+            let sockets: io::Result<Sockets> = all.into_iter().zip(fds.by_ref()).map(socket).collect();
+            sockets.map_err(|error| error.to_string())
+        };
+        let (listeners, metrics) = (sockets(listeners)?, sockets(metrics)?);
         let mut config: Config = outside::replay(answers, reread)?;
         prepare::raise_descriptors(&mut config);
         let config = config.following(&old.config);

@@ -69,15 +69,16 @@ impl Supervisor {
     /// All that comes before the first fork of a worker.
     pub(super) fn prepare(config: Config, mut origin: Origin, start: &StartSignals) -> Result<Self, Failure> {
         confine::check(&config).map_err(|why| (Exit::Config, why))?;
-        let inherited = origin.predecessor.as_ref().map(Predecessor::sockets).transpose();
+        let inherited = origin.predecessor.as_ref().map(Predecessor::inherited).transpose();
         let mut inherited = inherited
             .map_err(|error| (Exit::Bind, format!("sockets of the old server: {error}")))?
             .unwrap_or_default();
         for Passed { fd, name } in std::mem::take(&mut origin.sockets) {
             inherited.listeners.push(Arc::new(listener::adopt(fd, &name).map_err(not_bound)?));
         }
-        let Inherited { listeners: inherited, queue, parts } = inherited;
-        let before = Generation::before_start(inherited, Bus::new(&config, parts).map_err(internal)?);
+        let Inherited { listeners: inherited, queue, bus } = inherited;
+        let bus = bus.map_or_else(Bus::new, Ok).and_then(|bus| bus.following(&config)).map_err(internal)?;
+        let before = Generation::before_start(inherited, bus);
         let gateways = Gateways::new(queue).map_err(internal)?;
         let sockets = before.sockets_for(&config, [&[], &[]]).map_err(not_bound)?;
         let bound: Sockets = sockets.iter().flat_map(|sockets| before.new_of(sockets)).cloned().collect();

@@ -14,8 +14,9 @@ use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 use super::policy::liveness::Pulse;
 use super::relay::Source;
-use super::role::{Parts, Role};
+use super::role::Role;
 use crate::fleet::control::{Channel, Command};
+use crate::fleet::handover::Received;
 use crate::fleet::inbox;
 use crate::fleet::queue::Queue;
 use crate::time::{Instant, Rate};
@@ -53,7 +54,7 @@ pub struct Process {
     /// Of a standby that has crashed: how.
     pub failure: Option<String>,
     /// What an errand has handed back.
-    pub parts: Parts,
+    pub result: Received,
     /// When it gets the next signal, unless it does this before.
     deadline: Instant,
     to: &'static str,
@@ -73,7 +74,7 @@ pub struct Late {
 
 impl Process {
     pub fn new(role: Role, slot: Option<usize>, generation: u32, channel: Option<Channel>) -> Self {
-        let (log, pulse, is_retiring, skipped, failure, parts) = Default::default();
+        let (log, pulse, is_retiring, skipped, failure, result) = Default::default();
         Self {
             role,
             slot,
@@ -85,7 +86,7 @@ impl Process {
             is_retiring,
             skipped,
             failure,
-            parts,
+            result,
             deadline: Instant::NEVER,
             to: "",
             next: Signal::SIGTERM,

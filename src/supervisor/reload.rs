@@ -11,10 +11,11 @@ use super::errand::Outbox;
 use super::generation::{Generation, Sockets};
 use super::next_generation::{self, Next};
 use super::policy::rolling_restart::{Event, Failure};
-use super::role::{Errand, Parts, Role};
+use super::role::{Errand, Role};
 use super::rolling::Reload;
 use super::{Supervisor, plural};
 use crate::clock;
+use crate::fleet::handover::Received;
 use crate::fleet::scoreboard::Place;
 use crate::log as sink;
 
@@ -42,13 +43,13 @@ impl Supervisor {
         true
     }
 
-    pub(super) fn reload_prepared(&mut self, pid: Pid, is_done: bool, parts: Parts) {
+    pub(super) fn reload_prepared(&mut self, pid: Pid, is_done: bool, result: Received) {
         let is_it = |reload: &mut Reload| matches!(reload, Reload::Preparing(child) if *child == pid);
         if self.rolling.reload.take_if(is_it).is_none() {
             return;
         }
         let next = match is_done {
-            true => Next::of(&self.generation, &*self.host.reread, parts),
+            true => Next::of(&self.generation, &*self.host.reread, result),
             false => Err("a file system or name server does not answer".to_owned()),
         };
         match next {

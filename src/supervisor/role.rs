@@ -1,7 +1,5 @@
 //! What a process is for. Values only; which processes there are is in `processes`.
 
-use std::os::fd::OwnedFd;
-
 use nix::unistd::Pid;
 
 /// What the supervisor would have to wait for if it did it itself.
@@ -16,9 +14,6 @@ pub enum Errand {
     /// Changes files, and hands nothing back; what the process is called.
     Tidy(&'static str),
 }
-
-/// What an errand has handed back: descriptors by name, in order.
-pub type Parts = Vec<(String, OwnedFd)>;
 
 impl Errand {
     pub fn name(self) -> &'static str {

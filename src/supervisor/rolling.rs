@@ -1,6 +1,7 @@
 //! Standbys, and workers that hand over to them. When is decided in `policy::rolling_restart`.
 
 use std::ops::ControlFlow;
+use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 

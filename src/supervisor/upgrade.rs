@@ -2,10 +2,8 @@
 //! which it gets the listening sockets; when its workers are ready it sends back where their inboxes are, and all
 //! connections are handed over to them. What happens when something fails is in `policy::upgrade`.
 //!
-//! From old to new: a datagram for each listening socket, what it was bound for (or that it was passed to the old one)
-//! and the socket; one for each end of the queue of the gateways; where workers meet the bus; then an empty line.
-//! From new to old: a datagram for each worker of the default pool, the form of entries and where its inbox is; then an
-//! empty line.
+//! From old to new: [`Handed`]. From new to old: the form of entries, and where the inboxes of the workers of the default
+//! pool are.
 
 #![allow(unsafe_code)]
 
@@ -22,6 +20,7 @@ use nix::sys::signal::SigSet;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 use nix::unistd::{Pid, execv, getpid};
+use serde::{Deserialize, Serialize};
 
 use super::bus::Bus;
 use super::child::exit_child;
@@ -34,8 +33,8 @@ use super::spawn::{Forked, fork_child};
 use super::{Busy, Supervisor};
 
 use crate::clock;
-use crate::fleet::datagram;
 use crate::fleet::gateway_queue::FORMAT as QUEUE_FORMAT;
+use crate::fleet::handover::{self, Received};
 use crate::fleet::inbox::FORMAT;
 use crate::fleet::listener::{self, Listen, Listener};
 use crate::fleet::queue::Queue;
@@ -44,12 +43,6 @@ use crate::service::notify::Notify;
 
 /// Names the descriptor that the old executable has left for the new one.
 const VARIABLE: &str = "WSHD_UPGRADE";
-/// Stands for what a socket was bound for, if the service manager has bound it.
-const PASSED: &[u8] = b"passed";
-/// Stands in front of the form of what is in the queue of the gateways; its sending end comes first.
-const QUEUE: &[u8] = b"gateway queue ";
-/// The longest datagram: a path or a name.
-const DATAGRAM: usize = 8 * 1024;
 /// The new executable has this long to become ready; longer than its workers have.
 const TIMEOUT: Duration = Duration::from_secs(2 * START.as_secs());
 
@@ -97,55 +90,55 @@ impl Predecessor {
         self.0.as_raw_fd()
     }
 
-    /// The sockets that go on.
-    pub fn sockets(&self) -> io::Result<Inherited> {
+    /// What goes on.
+    pub fn inherited(&self) -> io::Result<Inherited> {
         setsockopt(&self.0, sockopt::ReceiveTimeout, &TimeVal::seconds(10))?;
-        let (mut listeners, mut ends, mut parts) = (Vec::new(), Vec::new(), Vec::new());
-        loop {
-            match receive(&self.0)? {
-                Some((text, Some(fd))) if text == PASSED => {
-                    let listener = listener::adopt(fd, "a socket that was passed to the old server");
-                    listeners.push(Arc::new(listener.map_err(io::Error::other)?));
-                }
-                Some((text, Some(fd))) if text.starts_with(QUEUE) => {
-                    // One of another form is drained by the old workers.
-                    ends.extend((text.get(QUEUE.len()..) == Some(&QUEUE_FORMAT.to_ne_bytes())).then_some(fd));
-                }
-                Some((text, Some(fd))) if Bus::is_part(&text) => {
-                    parts.push((String::from_utf8_lossy(&text).into_owned(), fd));
-                }
-                Some((text, Some(fd))) => {
-                    let listen = Listen::from_bytes(&text).ok_or(io::ErrorKind::InvalidData)?;
-                    listeners.push(Arc::new(Listener::inherited(fd, listen)?));
-                }
-                Some(_) => {
-                    let ends: Option<[OwnedFd; 2]> = ends.try_into().ok();
-                    let queue = ends.map(|[tx, rx]| Queue { tx, rx });
-                    return Ok(Inherited { listeners, queue, parts });
-                }
-                None => return Err(io::ErrorKind::UnexpectedEof.into()),
-            }
-        }
+        let mut received = Received::default();
+        while !received.take(self.0.as_fd())? {}
+        let (Handed { listeners, queue, bus }, fds) = received.open().map_err(io::Error::other)?;
+        let mut fds = fds.into_iter();
+        let listen = |(asked, fd)| match asked {
+            Some(asked) => Listener::inherited(fd, asked).map(Arc::new),
+            None => listener::adopt(fd, "a socket that was passed to the old server")
+                .map(Arc::new)
+                .map_err(io::Error::other),
+        };
+        let listeners = listeners.into_iter().zip(fds.by_ref()).map(listen).collect::<io::Result<_>>()?;
+        let mut next = || fds.next().ok_or(io::ErrorKind::UnexpectedEof);
+        let ends = Queue { tx: next()?, rx: next()? };
+        let bus = bus.map(|pools| Bus::of_parts(pools, &mut fds).ok_or(io::ErrorKind::UnexpectedEof));
+        // A queue of another form is drained by the old workers.
+        Ok(Inherited { listeners, queue: (queue == QUEUE_FORMAT).then_some(ends), bus: bus.transpose()? })
     }
 
     /// Has the old executable hand its connections over to these.
     pub fn take_over<'a>(&self, inboxes: impl Iterator<Item = &'a Queue>) -> io::Result<()> {
-        for inbox in inboxes {
-            datagram::send(self.0.as_fd(), &FORMAT.to_ne_bytes(), Some(inbox.tx.as_fd()))?;
-        }
-        datagram::send(self.0.as_fd(), b"\n", None)
+        let txs: Vec<_> = inboxes.map(|inbox| inbox.tx.as_fd()).collect();
+        handover::send(self.0.as_fd(), &FORMAT, &txs)
     }
 }
 
-/// What the old executable passes on.
+/// What the old executable hands to the new one, followed by these descriptors: the listening sockets, the sending and
+/// the receiving end of the queue of the gateways, the parts of the bus.
+#[derive(Serialize, Deserialize)]
+struct Handed {
+    /// What the sockets were bound for; None: passed by the service manager.
+    listeners: Vec<Option<Listen>>,
+    /// The form of what is in the queue.
+    queue: u32,
+    /// The pools that meet the bus, if topics are used.
+    bus: Option<Vec<String>>,
+}
+
+/// The same, taken up.
 #[derive(Default)]
 pub struct Inherited {
     /// The listening sockets.
     pub listeners: Vec<Arc<Listener>>,
     /// Where gateways leave connections, those of the old executable too.
     pub queue: Option<Queue>,
-    /// Parts of the bus, and what they are.
-    pub parts: Vec<(String, OwnedFd)>,
+    /// Where workers meet the bus.
+    pub bus: Option<Bus>,
 }
 
 /// An upgrade from the side of the old executable, and from that of the new one.
@@ -160,6 +153,8 @@ pub(super) struct Upgrade {
     old_server: Option<Predecessor>,
     /// To the executable that is to replace this one, for as long as this one lives.
     channel: Option<OwnedFd>,
+    /// What it has handed to this one so far.
+    received: Received,
     /// Inboxes of its workers, as far as connections can move there.
     txs: Vec<OwnedFd>,
 }
@@ -174,6 +169,7 @@ impl Upgrade {
             predecessor,
             old_server: None,
             channel: None,
+            received: Received::default(),
             txs: Vec::new(),
         }
     }
@@ -198,13 +194,17 @@ impl Upgrade {
     fn read(&mut self) -> Option<Event> {
         let channel = self.channel.as_ref().filter(|_| self.policy == policy::Upgrade::Starting)?;
         loop {
-            match receive(channel) {
-                Ok(Some((form, Some(fd)))) if form == FORMAT.to_ne_bytes() => self.txs.push(fd),
-                // Another form of entries: connections cannot move there.
-                Ok(Some((_, Some(_)))) => {}
-                Ok(Some(_)) => return Some(Event::Ready),
+            match self.received.take(channel.as_fd()) {
+                Ok(false) => {}
+                Ok(true) => {
+                    // Another form of entries: connections cannot move there.
+                    let inboxes = std::mem::take(&mut self.received).open::<u32>().ok();
+                    self.txs =
+                        inboxes.filter(|(form, _)| *form == FORMAT).map(|(_, txs)| txs).unwrap_or_default();
+                    return Some(Event::Ready);
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
-                Ok(None) | Err(_) => return Some(Event::Closed),
+                Err(_) => return Some(Event::Closed),
             }
         }
     }
@@ -288,19 +288,15 @@ impl Supervisor {
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        let listeners = self.generation.sockets();
-        for listener in listeners.chain(self.host.control.listener()) {
-            let text = listener.asked().map_or_else(|| PASSED.to_vec(), Listen::to_bytes);
-            datagram::send(ours.as_fd(), &text, Some(listener.as_fd()))?;
-        }
+        let listeners: Vec<_> = self.generation.sockets().chain(self.host.control.listener()).collect();
         let queue = &self.auxiliaries.gateways.queue;
-        for end in [&queue.tx, &queue.rx] {
-            datagram::send(ours.as_fd(), &[QUEUE, &QUEUE_FORMAT.to_ne_bytes()].concat(), Some(end.as_fd()))?;
-        }
-        for (what, fd) in self.generation.bus.parts() {
-            datagram::send(ours.as_fd(), what.as_bytes(), Some(fd))?;
-        }
-        datagram::send(ours.as_fd(), b"\n", None)?;
+        let (bus, parts) = self.generation.bus.parts().unzip();
+        let asked = listeners.iter().map(|listener| listener.asked().cloned()).collect();
+        let handed = Handed { listeners: asked, queue: QUEUE_FORMAT, bus };
+        let mut fds: Vec<_> = listeners.iter().map(|listener| listener.as_fd()).collect();
+        fds.extend([queue.tx.as_fd(), queue.rx.as_fd()]);
+        fds.extend(parts.into_iter().flatten());
+        handover::send(ours.as_fd(), &handed, &fds)?;
         match fork_child()? {
             Forked::Parent { child } => {
                 let mut process = Process::new(Role::Successor, None, 0, None);
@@ -308,6 +304,7 @@ impl Supervisor {
                 self.processes.insert(child, process);
                 self.shared.scoreboard.share_sockets(true);
                 (self.upgrade.channel, self.upgrade.txs) = (Some(ours), Vec::new());
+                self.upgrade.received = Received::default();
                 Ok(child)
             }
             Forked::Child { .. } => {
@@ -414,7 +411,10 @@ impl Supervisor {
 
     /// Until the old server has ended, it may have to take the listening sockets back: they are not shut down.
     pub(super) fn watch_old_server(&mut self) {
-        let has_ended = |old: &Predecessor| matches!(receive(&old.0), Ok(None));
+        let has_ended = |old: &Predecessor| {
+            let next = Received::default().take(old.0.as_fd());
+            next.is_err_and(|error| error.kind() == io::ErrorKind::UnexpectedEof)
+        };
         if self.upgrade.old_server.take_if(|old| has_ended(old)).is_some() {
             self.shared.scoreboard.share_sockets(false);
         }
@@ -426,12 +426,4 @@ impl Supervisor {
             self.generation.listeners.iter().for_each(|listener| listener.shut_down());
         }
     }
-}
-
-/// The next datagram and what came with it; None at the end.
-fn receive(fd: &OwnedFd) -> io::Result<Option<(Vec<u8>, Option<OwnedFd>)>> {
-    let mut bytes = vec![0; DATAGRAM];
-    let (size, with) = datagram::receive(fd.as_fd(), &mut bytes)?;
-    bytes.truncate(size);
-    Ok((size > 0).then_some((bytes, with)))
 }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::ops::ControlFlow;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -11,11 +11,12 @@ use super::death::Cause;
 use super::policy::slots::Event;
 use super::policy::{rolling_restart, upgrade};
 use super::processes::{EXIT, GRACE, Late, Process};
-use super::role::{Errand, Parts, Role};
+use super::role::{Errand, Role};
 use super::{Flow, Supervisor, logs, spawn};
 use crate::clock;
 use crate::fleet::control::Command;
 use crate::fleet::counters::{HandlerEntry, OTHER, PlaceCounters};
+use crate::fleet::handover::Received;
 use crate::fleet::scoreboard::{MAX_SLOTS, Place};
 use crate::time::Instant;
 
@@ -180,7 +181,7 @@ impl Supervisor {
                 Cause::Ended(0) => log::debug!("{}[{pid}] exited", kind.name()),
                 _ => log::warn!("{}[{pid}] {cause} while it was leaving", kind.name()),
             },
-            (Role::Errand(errand), _) => self.errand_ended(errand, pid, cause, process.parts),
+            (Role::Errand(errand), _) => self.errand_ended(errand, pid, cause, process.result),
             (Role::Successor, _) => self.on_upgrade(upgrade::Event::Ended(cause.to_string())),
             (Role::Standby, Some(slot)) => {
                 let death = self.on_death((slot, pid), &process, cause);
@@ -218,11 +219,11 @@ impl Supervisor {
         }
     }
 
-    fn errand_ended(&mut self, errand: Errand, pid: Pid, cause: Cause, parts: Parts) {
+    fn errand_ended(&mut self, errand: Errand, pid: Pid, cause: Cause, result: Received) {
         match errand {
-            Errand::Reload => self.reload_prepared(pid, matches!(cause, Cause::Ended(_)), parts),
-            Errand::OpenLogs => self.logs_were_opened(parts),
-            Errand::WatchCertificates => self.certificates_changed(parts),
+            Errand::Reload => self.reload_prepared(pid, matches!(cause, Cause::Ended(_)), result),
+            Errand::OpenLogs => self.logs_were_opened(result),
+            Errand::WatchCertificates => self.certificates_changed(result),
             Errand::Tidy(_) => {}
         }
     }

@@ -156,7 +156,7 @@ impl Host {
             shared.assign(slot, Place { pool: 0, number: slot as u16 }).map_err(cannot)?;
         }
         let inboxes = (0..SLOTS).map(|_| inbox::create()).collect::<io::Result<_>>().map_err(cannot)?;
-        let bus = Bus::new(&config, Vec::new()).map_err(cannot)?;
+        let bus = Bus::new().and_then(|bus| bus.following(&config)).map_err(cannot)?;
         Ok(Host {
             dir: dir.to_owned(),
             config: Arc::new(config),
@@ -299,7 +299,7 @@ impl Host {
         let (mut ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         let rendezvous = self.bus.tx(&self.pool())?;
         theirs.set_nonblocking(true)?;
-        datagram::send(rendezvous.as_fd(), &FORMAT.to_ne_bytes(), Some(theirs.as_fd()))?;
+        datagram::send(rendezvous.as_fd(), &FORMAT.to_ne_bytes(), &[theirs.as_fd()])?;
         let message = Message { but: 0, kind: 1, compress: true, payload: text.as_bytes() };
         let mut frame = Vec::new();
         let time = crate::clock::now().as_nanos();

@@ -92,7 +92,7 @@ impl Recording {
             Ok::<_, io::Error>(file)
         });
         let file = file.transpose()?;
-        datagram::send_at_once(self.socket.as_fd(), first, file.as_ref().map(AsFd::as_fd))
+        datagram::send_at_once(self.socket.as_fd(), first, file.as_ref().map(AsFd::as_fd).as_slice())
     }
 }
 

@@ -141,7 +141,7 @@ impl Link {
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags)?;
         let ours = Arc::new(ours);
         self.conns.poll.add(&*ours, BUS)?;
-        datagram::send(self.rendezvous.as_fd(), &FORMAT.to_ne_bytes(), Some(theirs.as_fd()))?;
+        datagram::send(self.rendezvous.as_fd(), &FORMAT.to_ne_bytes(), &[theirs.as_fd()])?;
         let mut shared = self.subscriptions.lock();
         shared.socket = Some(Arc::clone(&ours));
         shared.begin_anew(self.progress.last());
