@@ -199,7 +199,7 @@ impl<'a> Server<'a> {
 
     /// Replies to the supervisor. After an error it gets no reply and times out.
     fn reply(&self, report: io::Result<Report>) {
-        if let Err(error) = report.and_then(|report| self.channel.send_report(report)) {
+        if let Err(error) = report.and_then(|report| self.channel.send_report(&report)) {
             log::error!("cannot carry out a command of wshd ctl: {error}");
         }
     }

@@ -76,7 +76,7 @@ fn count_of(replies: &Replies) -> Result<u64, String> {
 /// Sends a command to the bus; its pid.
 fn ask(view: &View<'_>, command: Command, file: &File) -> Result<Vec<i32>, String> {
     let (pid, channel) = view.bus.ok_or("there is no bus: no handler has used topics yet")?;
-    let sent = channel.send_command_with(command, file.as_fd());
+    let sent = channel.send_command_with(command, &[file.as_fd()]);
     sent.map_err(|error| format!("the bus takes no commands: {error}"))?;
     Ok(vec![pid])
 }

@@ -89,7 +89,7 @@ impl Control {
 /// Sends a command to a worker; false if it is gone, and its connections with it. One that does not take it will not
 /// reply, either.
 pub(super) fn is_told(channel: &Channel, command: Command, file: BorrowedFd<'_>) -> bool {
-    let told = channel.send_command_with(command, file);
+    let told = channel.send_command_with(command, &[file]);
     !told.is_err_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 

@@ -76,7 +76,7 @@ impl Control {
     pub fn join_recording(&self, pool: u16, channel: &Channel) {
         if let Some(recording) = self.recording.as_ref().filter(|recording| recording.pool == pool) {
             // One that cannot be told has died.
-            let _ = channel.send_command_with(recording.order, recording.socket.as_fd());
+            let _ = channel.send_command_with(recording.order, &[recording.socket.as_fd()]);
         }
     }
 
@@ -96,7 +96,7 @@ fn tell(view: &View<'_>, recording: &Recording, is_on: bool) {
             continue;
         }
         let told = match is_on {
-            true => channel.send_command_with(recording.order, recording.socket.as_fd()),
+            true => channel.send_command_with(recording.order, &[recording.socket.as_fd()]),
             false => channel.send_command(recording.order),
         };
         if let Err(error) = told

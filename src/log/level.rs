@@ -31,11 +31,6 @@ impl Level {
     pub const ALL: [Level; 6] =
         [Level::Fine, Level::Debug, Level::Info, Level::Warn, Level::Error, Level::Critical];
 
-    /// The level with this number.
-    pub fn from_number(number: u64) -> Option<Self> {
-        Self::ALL.into_iter().find(|level| *level as u64 == number)
-    }
-
     /// Its name in the configuration and in log lines.
     pub fn name(self) -> &'static str {
         match self {

@@ -242,14 +242,6 @@ impl LogKind {
     /// All logs.
     pub const ALL: [LogKind; 2] = [LogKind::Main, LogKind::Access];
 
-    /// Its name in messages between processes.
-    pub fn name(self) -> &'static str {
-        match self {
-            LogKind::Main => "log",
-            LogKind::Access => "access",
-        }
-    }
-
     /// The log with this number.
     pub fn from_number(number: u64) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| *kind as u64 == number)

@@ -12,7 +12,8 @@
 //! - a variant of [`Kind`], with its row in each of its methods and in the functions below;
 //! - what it is given and runs, in `spawn::auxiliary`.
 //!
-//! Its code sends [`Start::Ready`], waits for `Begin`, and obeys `Drain`, `Stop`, `Quit` and the end of the channel. Its confinement is chosen in `child`; what needs
+//! Its code sends [`Report::Ready`](crate::fleet::control::Report::Ready), waits for `Begin`, and obeys `Drain`, `Stop`,
+//! `Quit` and the end of the channel. Its confinement is chosen in `child`; what needs
 //! the rights of the supervisor (a private key) is opened before that, there.
 
 use std::io;
@@ -29,7 +30,7 @@ use super::role::{Kind, Role};
 use super::{Flow, Supervisor, spawn};
 use crate::clock;
 use crate::exit::Exit;
-use crate::fleet::control::{Command, Start};
+use crate::fleet::control::Command;
 use crate::fleet::gateway_queue::{self, Salt};
 use crate::fleet::queue::Queue;
 use crate::time::Instant;
@@ -215,13 +216,12 @@ impl Auxiliaries {
     }
 
     /// The process has said how its start went.
-    pub fn on_start(&mut self, pid: Pid, start: Start, processes: &mut Processes) {
+    pub fn on_start(&mut self, pid: Pid, start: Result<(), String>, processes: &mut Processes) {
         let is_serving = self.is_serving;
         let Some(auxiliary) = self.by_pid(pid) else { return };
         match start {
-            Start::Failed(why) => auxiliary.why = Some(why), // its end comes
-            Start::Done(_) => {}
-            Start::Ready => {
+            Err(why) => auxiliary.why = Some(why), // its end comes
+            Ok(()) => {
                 auxiliary.is_ready = true;
                 processes.get_mut(pid).into_iter().for_each(|process| process.clear_deadline());
                 if is_serving && !auxiliary.is_trial {
@@ -349,7 +349,7 @@ mod tests {
         for is_serving in [true, false] {
             let (mut all, mut processes, channel) = forked(false, is_serving);
             assert!(!all.are_ready());
-            all.on_start(NOBODY, Start::Ready, &mut processes);
+            all.on_start(NOBODY, Ok(()), &mut processes);
             assert_eq!((all.are_ready(), has_begun(&channel)), (true, is_serving));
             if !is_serving {
                 all.serve(&mut processes);
@@ -362,7 +362,7 @@ mod tests {
     fn one_on_trial_begins_with_the_commit() {
         let (mut all, mut processes, channel) = forked(true, true);
         assert_eq!(all.trial(), None);
-        all.on_start(NOBODY, Start::Ready, &mut processes);
+        all.on_start(NOBODY, Ok(()), &mut processes);
         assert_eq!((all.trial(), has_begun(&channel)), (Some(Ok(())), false));
         all.commit(&mut processes, Instant::NEVER);
         assert!(has_begun(&channel) && all.are_ready() && all.all.len() == 1);
@@ -371,7 +371,7 @@ mod tests {
     #[test]
     fn one_on_trial_that_cannot_start_says_why_and_refuses_the_reload() {
         let (mut all, mut processes, _channel) = forked(true, true);
-        all.on_start(NOBODY, Start::Failed("no key".to_owned()), &mut processes);
+        all.on_start(NOBODY, Err("no key".to_owned()), &mut processes);
         assert_eq!(all.trial(), None, "its end comes");
         let why = format!("metrics[{NOBODY}] cannot start: no key");
         assert_eq!(all.ended(NOBODY, "ended", Instant::default()), Some((why.clone(), true)));

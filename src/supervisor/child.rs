@@ -20,7 +20,7 @@ use super::role::Kind;
 use crate::config::Config;
 use crate::confine::Confinement;
 use crate::exit::Exit;
-use crate::fleet::control::{Channel, Start};
+use crate::fleet::control::{Channel, Report};
 use crate::fleet::memory::Part;
 use crate::fleet::scoreboard::Place;
 use crate::fleet::shared::Shared;
@@ -145,7 +145,7 @@ impl Child {
                     Ok(()) => Exit::Ok.code(),
                     Err((exit, why)) => {
                         // Logged by the supervisor, with what comes of it.
-                        let _ = channel.send_start(&Start::Failed(why));
+                        let _ = channel.send_report(&Report::failed(why));
                         exit.code()
                     }
                 }

@@ -202,9 +202,11 @@ impl Supervisor {
         let counters = self.shared.counters.enter_place(record.place());
         counters?.starts.add(1);
         record.begin(clock::now());
-        let asked = [inbox.tx.as_fd(), inbox.rx.as_fd(), theirs.as_fd()].into_iter().zip(0..).try_for_each(
-            |(fd, part)| self.processes.command(parent, Command::Child { slot: slot as u16, part }, Some(fd)),
-        );
+        let channel = self.processes.get(parent).and_then(|parent| parent.channel.as_ref());
+        let fds = [inbox.tx.as_fd(), inbox.rx.as_fd(), theirs.as_fd()];
+        let asked = channel
+            .ok_or_else(|| io::ErrorKind::BrokenPipe.into())
+            .and_then(|channel| channel.send_command_with(Command::Child { slot: slot as u16 }, &fds));
         if let Err(error) = asked {
             record.end();
             return Err(error);

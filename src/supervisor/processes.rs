@@ -248,10 +248,7 @@ impl Processes {
     pub fn command(&self, pid: Pid, command: Command, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let channel = self.table.get(&pid).and_then(|process| process.channel.as_ref());
         let channel = channel.ok_or(io::ErrorKind::BrokenPipe)?;
-        match fd {
-            Some(fd) => channel.send_command_with(command, fd),
-            None => channel.send_command(command),
-        }
+        channel.send_command_with(command, fd.as_slice())
     }
 
     /// Kills a process that is not needed.

@@ -8,11 +8,11 @@ use nix::unistd::Pid;
 use super::policy::rolling_restart;
 use super::policy::slots::Event;
 use super::processes::GRACE;
-use super::role::{Kind, Role};
+use super::role::Role;
 use super::{Supervisor, errand};
 use crate::clock;
 use crate::exit::Exit;
-use crate::fleet::control::{Report, Start};
+use crate::fleet::control::Report;
 use crate::fleet::routes::Route;
 use crate::fleet::scoreboard::START;
 use crate::time::Instant;
@@ -24,62 +24,52 @@ const AT_ONCE: usize = 256;
 const LAST_WORDS: Duration = Duration::from_secs(START.as_secs() + 30);
 
 impl Supervisor {
-    /// What a process has to say; the rest of much in the next turn. One that says what a worker never says is ended, and
+    /// What a process has to say; the rest of much in the next turn. One that says what it never should is ended, and
     /// replaced like one that has died.
     pub(super) fn read_reports(&mut self, pid: Pid) {
         let now = clock::now();
         for _ in 0..AT_ONCE {
             let Some(process) = self.processes.get_mut(pid) else { return };
             let Some(channel) = &process.channel else { return };
-            let (role, slot) = match (process.role, process.slot) {
-                (role, Some(slot)) => (role, slot),
-                (Role::Auxiliary(kind) | Role::Leaving(kind), None) => return self.read_start(pid, kind),
-                (Role::Errand(_), None) => return errand::read(process),
-                _ => return,
-            };
+            if let Role::Errand(_) = process.role {
+                return errand::read(process);
+            }
             match channel.recv_report() {
                 Ok(Some(_)) if !process.reports.admits(1, now) => {
-                    return self.end_for(pid, slot, "reports far too much");
+                    return self.end_for(pid, "reports far too much");
                 }
-                Ok(Some(Report::Leaving)) if role == Role::Worker && !process.is_retiring => {
-                    return self.end_for(pid, slot, "reports that it leaves, without having been told to");
+                Ok(Some(Report::Leaving)) if process.role == Role::Worker && !process.is_retiring => {
+                    return self.end_for(pid, "reports that it leaves, without having been told to");
                 }
-                Ok(Some(report)) => self.on_report(pid, (role, slot), report),
-                // It exits, or has executed another program; then it is not a worker any more.
+                Ok(Some(report)) => match (process.role, process.slot) {
+                    (role, Some(slot)) => self.on_report(pid, (role, slot), report),
+                    (_, None) => self.on_auxiliary_report(pid, report),
+                },
+                // It exits, or has executed another program; then it is not what it was any more.
                 Ok(None) => {
                     process.channel = None;
                     return process.hurry(clock::now() + GRACE, "exit after it closed its channel");
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) => return self.end_for(pid, slot, &error.to_string()),
+                Err(error) => return self.end_for(pid, &error.to_string()),
             }
         }
     }
 
-    /// Ends a worker that cannot be relied on.
-    fn end_for(&mut self, pid: Pid, slot: usize, why: &str) {
-        log::error!("{}[{pid}] {why}; ending it", self.name(slot));
-        self.processes.get_mut(pid).into_iter().for_each(|process| process.channel = None);
+    /// Ends a process that cannot be relied on.
+    fn end_for(&mut self, pid: Pid, why: &str) {
+        let Some(process) = self.processes.get_mut(pid) else { return };
+        process.channel = None;
+        let (role, slot) = (process.role, process.slot);
+        log::error!("{}[{pid}] {why}; ending it", self.process_name(role, slot));
         self.processes.terminate(pid, clock::now());
     }
 
-    /// All that an auxiliary process has to say.
-    fn read_start(&mut self, pid: Pid, kind: Kind) {
-        while let Some(process) = self.processes.get_mut(pid)
-            && let Some(channel) = &process.channel
-        {
-            match channel.recv_start() {
-                Ok(Some(Start::Done(report))) => self.host.control.on_reply(pid.as_raw(), report),
-                Ok(Some(start)) => self.auxiliaries.on_start(pid, start, &mut self.processes),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                    log::error!("{}[{pid}]: {error}", kind.name());
-                }
-                Ok(None) | Err(_) => {
-                    process.channel = None;
-                    process.hurry(clock::now() + GRACE, "exit after it closed its channel");
-                }
-            }
+    fn on_auxiliary_report(&mut self, pid: Pid, report: Report) {
+        match report {
+            Report::Ready { .. } => self.auxiliaries.on_start(pid, Ok(()), &mut self.processes),
+            Report::Failed(why) => self.auxiliaries.on_start(pid, Err(why), &mut self.processes),
+            report => self.host.control.on_reply(pid.as_raw(), report),
         }
     }
 
@@ -131,7 +121,7 @@ impl Supervisor {
             ) => self.host.control.on_reply(pid.as_raw(), report),
             (Report::Topics, _) => self.generation.bus.set_used(),
             (Report::Faulty, Role::Worker) => self.replace_faulty(slot, now),
-            (Report::Faulty | Report::Taken | Report::Born { .. }, _) => {}
+            (Report::Faulty | Report::Taken | Report::Born { .. } | Report::Failed(_), _) => {}
         }
     }
 

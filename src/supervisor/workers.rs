@@ -127,16 +127,21 @@ impl Supervisor {
         }
     }
 
+    /// What the log calls a process.
+    pub(super) fn process_name(&self, role: Role, slot: Option<usize>) -> String {
+        match (role, slot) {
+            (_, Some(slot)) => self.name(slot),
+            (Role::Successor, _) => "upgrade: the new executable".to_owned(),
+            (Role::Auxiliary(kind) | Role::Leaving(kind), _) => kind.name().to_owned(),
+            (Role::Errand(errand), _) => errand.name().to_owned(),
+            _ => "process".to_owned(),
+        }
+    }
+
     /// Signals processes whose deadline has passed.
     pub(super) fn signal_late(&mut self, now: Instant) {
         for Late { pid, role, slot, to, signal } in self.processes.late(now) {
-            let name = match (role, slot) {
-                (_, Some(slot)) => self.name(slot),
-                (Role::Successor, _) => "upgrade: the new executable".to_owned(),
-                (Role::Auxiliary(kind) | Role::Leaving(kind), _) => kind.name().to_owned(),
-                (Role::Errand(errand), _) => errand.name().to_owned(),
-                _ => "process".to_owned(),
-            };
+            let name = self.process_name(role, slot);
             log::error!("{name}[{pid}] did not {to}; sending {signal}");
             let serves_clients = !matches!(role, Role::Errand(_) | Role::Successor);
             if signal == Signal::SIGKILL && serves_clients {

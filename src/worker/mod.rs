@@ -284,7 +284,7 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
     } else {
         worker.begin()?;
     }
-    presence.control.send_report(ready)?;
+    presence.control.send_report(&ready)?;
     worker.run()
 }
 

@@ -245,7 +245,7 @@ impl Host {
             record.set_state(State::Running); // connections are sent to running workers only
             worker.channel.send_command(Command::Rebalance { to: AWAY as u16, count: u16::MAX })?;
             if let Some(inbox) = self.inboxes.get(AWAY) {
-                worker.channel.send_command_with(Command::TakeUp, inbox.rx.as_fd())?;
+                worker.channel.send_command_with(Command::TakeUp, &[inbox.rx.as_fd()])?;
             }
         }
         self.turn().map_err(io::Error::other)

@@ -24,7 +24,7 @@ pub struct Presence {
 
 impl Presence {
     pub fn report(&self, report: Report) {
-        if let Err(error) = self.control.send_report(report) {
+        if let Err(error) = self.control.send_report(&report) {
             log::warn!("cannot report to the supervisor: {error}");
         }
     }

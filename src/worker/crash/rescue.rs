@@ -154,7 +154,7 @@ pub fn rescue(signal: c_int, address: u64, registers: Registers) -> bool {
     let blame = context.report(signal, address, registers, me == pid);
     context.slot.crash.begin_sending(pid);
     // The supervisor forks the replacement now; if it cannot be told it will notice the death.
-    send(context.control, &CRASHED[..], 0);
+    send(context.control, CRASHED, 0);
     context.send_all(&blame);
     context.slot.crash.end_sending(pid);
     // Peers must not wait for their end of stream until the core dump is written.

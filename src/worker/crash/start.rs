@@ -127,6 +127,6 @@ pub fn note_death(signal: c_int, address: u64, registers: Registers) -> bool {
     };
     watch.slot.crash.note(&facts.in_handler(handler));
     // If it cannot be told it will notice the death.
-    rescue::send(watch.control, &CRASHED[..], 0);
+    rescue::send(watch.control, CRASHED, 0);
     true
 }

@@ -21,14 +21,6 @@ use crate::worker::process::start::Start;
 /// What a forked process does first, in its slot: becomes a child of the supervisor, and takes a title.
 pub type Settle = dyn Fn(usize) -> io::Result<()>;
 
-/// The descriptors of a child, as far as they have come.
-#[derive(Default)]
-struct Expected {
-    slot: u16,
-    tx: Option<OwnedFd>,
-    rx: Option<OwnedFd>,
-}
-
 /// Returns in the zygote when it is to leave, and in each forked process.
 pub fn serve_forks(mut start: Start, settle: &Settle) -> io::Result<Option<(Start, Loaded)>> {
     // Connections come to the children only.
@@ -36,11 +28,10 @@ pub fn serve_forks(mut start: Start, settle: &Settle) -> io::Result<Option<(Star
     let slot = start.record()?;
     let loaded = start.load()?;
     slot.set_state(if start.standby { State::Standby } else { State::Running });
-    start.control.send_report(loaded.report)?;
+    start.control.send_report(&loaded.report)?;
     // Blocked since the fork.
     let signals =
         SignalFd::with_flags(&SigSet::from(Signal::SIGTERM), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-    let mut expected = Expected::default();
     loop {
         let mut fds = [
             PollFd::new(start.control.as_fd(), PollFlags::POLLIN),
@@ -53,32 +44,36 @@ pub fn serve_forks(mut start: Start, settle: &Settle) -> io::Result<Option<(Star
         if let Ok(Some(_)) = signals.read_signal() {
             break;
         }
-        match start.control.recv_command() {
-            Ok(Some((Command::Child { slot: child, part }, Some(fd)))) => {
-                if let Some((inbox, control)) = expected.add(child, part, fd)
-                    && fork_child()
-                {
-                    let child = usize::from(child);
+        match start.control.recv_command_with(3) {
+            Ok(Some((Command::Child { slot: child }, fds))) => match <[OwnedFd; 3]>::try_from(fds) {
+                Ok([tx, rx, control]) if fork_child() => {
+                    let (child, control) = (usize::from(child), Channel::from(control));
                     settle(child)?;
-                    control.send_report(Report::Born { pid: getpid().as_raw() })?;
-                    let start = Start { slot: child, control, inbox, standby: false, ..start };
+                    control.send_report(&Report::Born { pid: getpid().as_raw() })?;
+                    let start =
+                        Start { slot: child, control, inbox: Queue { tx, rx }, standby: false, ..start };
                     return Ok(Some((start, loaded)));
                 }
-            }
+                Ok(_) => {}
+                // Its channel is closed, which the supervisor notices.
+                Err(fds) => {
+                    log::error!("cannot fork a process for a connection: {} of 3 descriptors came", fds.len())
+                }
+            },
             // A zygote has no connections.
             Ok(Some((Command::List { ticket }, _))) => {
-                start.control.send_report(Report::Listed { ticket, listed: 0, left_out: 0 })?;
+                start.control.send_report(&Report::Listed { ticket, listed: 0, left_out: 0 })?;
             }
             Ok(Some((Command::CloseAll { ticket, .. }, _))) => {
-                start.control.send_report(Report::ClosingAll { ticket, count: 0 })?;
+                start.control.send_report(&Report::ClosingAll { ticket, count: 0 })?;
             }
             Ok(Some((Command::Close { ticket, .. }, _))) => {
-                start.control.send_report(Report::Closing { ticket, begun: false })?;
+                start.control.send_report(&Report::Closing { ticket, begun: false })?;
             }
             Ok(Some((Command::Begin, _))) => slot.set_state(State::Running),
             Ok(Some((Command::Migrate { .. }, _))) => {
                 slot.set_state(State::Stopping);
-                start.control.send_report(Report::Leaving)?;
+                start.control.send_report(&Report::Leaving)?;
                 break;
             }
             Ok(Some((Command::Stop | Command::Quit, _))) | Ok(None) => break,
@@ -93,21 +88,6 @@ pub fn serve_forks(mut start: Start, settle: &Settle) -> io::Result<Option<(Star
     loaded.stop();
     slot.set_state(State::Stopping);
     Ok(None)
-}
-
-impl Expected {
-    /// One more; all of them once they have come.
-    fn add(&mut self, slot: u16, part: u16, fd: OwnedFd) -> Option<(Queue, Channel)> {
-        match part {
-            0 => *self = Expected { slot, tx: Some(fd), rx: None },
-            1 => self.rx = Some(fd).filter(|_| self.slot == slot),
-            _ => {
-                let all = Some(std::mem::take(self)).filter(|expected| expected.slot == slot)?;
-                return Some((Queue { tx: all.tx?, rx: all.rx? }, Channel::from(fd)));
-            }
-        }
-        None
-    }
 }
 
 /// Forks twice, so that the child becomes one of the supervisor. True in the child. Where it fails the child's channel

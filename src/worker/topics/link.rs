@@ -126,7 +126,7 @@ impl Link {
         self.retry_at.set(self.conns.now() + RETRY);
         match self.try_connect() {
             Ok(()) => {
-                if let Err(error) = self.control.send_report(Report::Topics) {
+                if let Err(error) = self.control.send_report(&Report::Topics) {
                     log::warn!("cannot report to the supervisor: {error}");
                 }
             }
