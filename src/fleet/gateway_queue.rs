@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::datagram;
 use super::facts::{Facts, MAX_FACTS};
-use super::queue::Queue;
+use super::socket_queue::SocketQueue;
 
 /// The form of a preamble: another number whenever it changes, so that different versions of the server do not misread
 /// each other.
@@ -23,8 +23,8 @@ pub const MAX_PREAMBLE: usize = 12 + 64 + MAX_FACTS;
 pub type Salt = [u8; 32];
 
 /// A new, empty one. [supervisor]
-pub fn create() -> io::Result<Queue> {
-    Queue::with_room(SEND_BUFFER)
+pub fn create() -> io::Result<SocketQueue> {
+    SocketQueue::with_room(SEND_BUFFER)
 }
 
 /// What a worker is told of a connection before its first byte.

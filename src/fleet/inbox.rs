@@ -15,7 +15,7 @@ use rustix::net::sockopt::set_socket_passcred;
 use rustix::net::{RecvFlags, recv};
 
 use super::datagram::MAX_FDS;
-use super::queue::Queue;
+use super::socket_queue::SocketQueue;
 
 /// The form of what is in a datagram: another number whenever the description of a connection changes, so that
 /// different versions of the server do not misread each other. A datagram begins with it and the number of descriptors,
@@ -27,8 +27,8 @@ pub const MAX_BYTES: usize = 160 * 1024;
 const SEND_BUFFER: usize = 4 * 1024 * 1024;
 
 /// A new, empty one. The kernel tells its reader who has sent a datagram.
-pub fn create() -> io::Result<Queue> {
-    let queue = Queue::with_room(SEND_BUFFER)?;
+pub fn create() -> io::Result<SocketQueue> {
+    let queue = SocketQueue::with_room(SEND_BUFFER)?;
     set_socket_passcred(&queue.rx, true)?;
     Ok(queue)
 }
@@ -45,10 +45,10 @@ pub fn next_fds(rx: BorrowedFd<'_>) -> io::Result<usize> {
 
 /// The inbox of a slot, and by slot the sending ends of those that its worker may send to. The others are closed.
 pub fn split(
-    inboxes: Vec<Queue>,
+    inboxes: Vec<SocketQueue>,
     slot: usize,
     reaches: impl Fn(usize) -> bool,
-) -> io::Result<(Queue, BTreeMap<usize, OwnedFd>)> {
+) -> io::Result<(SocketQueue, BTreeMap<usize, OwnedFd>)> {
     let (mut ours, mut txs) = (None, BTreeMap::new());
     for (index, inbox) in inboxes.into_iter().enumerate() {
         if index == slot {

@@ -32,7 +32,7 @@ use crate::clock;
 use crate::exit::Exit;
 use crate::fleet::control::Command;
 use crate::fleet::gateway_queue::{self, Salt};
-use crate::fleet::queue::Queue;
+use crate::fleet::socket_queue::SocketQueue;
 use crate::time::Instant;
 
 /// How many processes of a kind a generation has.
@@ -120,14 +120,14 @@ pub(super) struct Auxiliaries {
 /// What gateways share, with the workers and among themselves.
 pub(super) struct Gateways {
     /// Where they leave connections.
-    pub queue: Queue,
+    pub queue: SocketQueue,
     /// For the keys of their session tickets.
     pub salt: Salt,
 }
 
 impl Gateways {
     /// With the queue of the server that this one replaces, if that has left one.
-    pub fn new(inherited: Option<Queue>) -> io::Result<Self> {
+    pub fn new(inherited: Option<SocketQueue>) -> io::Result<Self> {
         let queue = inherited.map_or_else(gateway_queue::create, Ok)?;
         let mut salt = [0; 32];
         rustix::rand::getrandom(&mut salt, rustix::rand::GetRandomFlags::empty())?;

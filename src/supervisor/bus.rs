@@ -13,8 +13,8 @@ use crate::bus::hub::Limits;
 use crate::config::{Config, Pool};
 use crate::fleet::baton::Baton;
 use crate::fleet::bus_counters::BusCounters;
-use crate::fleet::queue::Queue;
 use crate::fleet::routes::Routes;
+use crate::fleet::socket_queue::SocketQueue;
 
 /// Connections of a pool beyond two for each process, which a reload replaces.
 const SPARE: usize = 16;
@@ -25,7 +25,7 @@ pub struct Bus {
     baton: Arc<Baton>,
     /// By name of the pool: where its workers leave one end of a connection of their own. Each pool has one, so that the bus
     /// knows the pool of whom it finds there.
-    rendezvous: BTreeMap<String, Arc<Queue>>,
+    rendezvous: BTreeMap<String, Arc<SocketQueue>>,
     /// Whether a handler uses topics.
     is_used: Arc<AtomicBool>,
 }
@@ -39,7 +39,7 @@ impl Bus {
     /// That of another server, of its [parts](Self::parts). None: they are not complete.
     pub fn of_parts(pools: Vec<String>, fds: &mut impl Iterator<Item = OwnedFd>) -> Option<Self> {
         let baton = Arc::new(Baton::from(fds.next()?));
-        let mut queue = |pool| Some((pool, Arc::new(Queue { tx: fds.next()?, rx: fds.next()? })));
+        let mut queue = |pool| Some((pool, Arc::new(SocketQueue { tx: fds.next()?, rx: fds.next()? })));
         let rendezvous = pools.into_iter().map(&mut queue).collect::<Option<_>>()?;
         Some(Self { baton, rendezvous, is_used: Arc::new(AtomicBool::new(true)) })
     }
@@ -57,7 +57,7 @@ impl Bus {
         let mut next = self.clone();
         for pool in &config.pools {
             if !next.rendezvous.contains_key(&pool.name) {
-                next.rendezvous.insert(pool.name.clone(), Arc::new(Queue::new()?));
+                next.rendezvous.insert(pool.name.clone(), Arc::new(SocketQueue::new()?));
             }
         }
         Ok(next)

@@ -13,9 +13,9 @@ use crate::config::gateway::Protocol;
 use crate::config::{Binding, Cgi, Config, Listen, Pool};
 use crate::fleet::inbox;
 use crate::fleet::listener::{self, BindError, Listener};
-use crate::fleet::queue::Queue;
 use crate::fleet::routes::{self, Route, Routes};
 use crate::fleet::scoreboard::Place;
+use crate::fleet::socket_queue::SocketQueue;
 use crate::log::Settings as LogSettings;
 
 /// Length of the kernel's queue of clients that ask for metrics.
@@ -41,7 +41,7 @@ pub struct Generation {
     /// Where workers meet the bus.
     pub bus: Bus,
     /// Where requests for programs arrive, if there are any. It outlives the process that runs them.
-    pub cgi: Option<Arc<Queue>>,
+    pub cgi: Option<Arc<SocketQueue>>,
     /// What was left out because it is broken.
     pub faults: Vec<String>,
     /// The files that gateways read, as they were.

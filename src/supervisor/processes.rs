@@ -18,7 +18,7 @@ use super::role::Role;
 use crate::fleet::control::{Channel, Command};
 use crate::fleet::handover::Received;
 use crate::fleet::inbox;
-use crate::fleet::queue::Queue;
+use crate::fleet::socket_queue::SocketQueue;
 use crate::time::{Instant, Rate};
 
 /// What the log says that a late process did not do: it was told to exit.
@@ -130,7 +130,7 @@ impl Process {
 
 struct Slot {
     /// Where connections arrive from other processes.
-    inbox: Queue,
+    inbox: SocketQueue,
     /// In the table as a worker or per-connection process of this slot.
     holder: Option<Pid>,
 }
@@ -160,17 +160,17 @@ impl Processes {
         self.slots.len()
     }
 
-    pub fn inbox(&self, slot: usize) -> Option<&Queue> {
+    pub fn inbox(&self, slot: usize) -> Option<&SocketQueue> {
         self.slots.get(slot).map(|slot| &slot.inbox)
     }
 
     /// Whether a connection waits in the inbox of a slot.
     pub fn has_mail(&self, slot: usize) -> bool {
-        self.inbox(slot).is_some_and(Queue::has_mail)
+        self.inbox(slot).is_some_and(SocketQueue::has_mail)
     }
 
     /// The inboxes of all slots. In a forked child, which leaves the table behind.
-    pub fn take_inboxes(&mut self) -> Vec<Queue> {
+    pub fn take_inboxes(&mut self) -> Vec<SocketQueue> {
         self.slots.drain(..).map(|slot| slot.inbox).collect()
     }
 

@@ -37,8 +37,8 @@ use crate::fleet::gateway_queue::FORMAT as QUEUE_FORMAT;
 use crate::fleet::handover::{self, Received};
 use crate::fleet::inbox::FORMAT;
 use crate::fleet::listener::{self, Listen, Listener};
-use crate::fleet::queue::Queue;
 use crate::fleet::scoreboard::{Place, START};
+use crate::fleet::socket_queue::SocketQueue;
 use crate::service::notify::Notify;
 
 /// Names the descriptor that the old executable has left for the new one.
@@ -105,14 +105,14 @@ impl Predecessor {
         };
         let listeners = listeners.into_iter().zip(fds.by_ref()).map(listen).collect::<io::Result<_>>()?;
         let mut next = || fds.next().ok_or(io::ErrorKind::UnexpectedEof);
-        let ends = Queue { tx: next()?, rx: next()? };
+        let ends = SocketQueue { tx: next()?, rx: next()? };
         let bus = bus.map(|pools| Bus::of_parts(pools, &mut fds).ok_or(io::ErrorKind::UnexpectedEof));
         // A queue of another form is drained by the old workers.
         Ok(Inherited { listeners, queue: (queue == QUEUE_FORMAT).then_some(ends), bus: bus.transpose()? })
     }
 
     /// Has the old executable hand its connections over to these.
-    pub fn take_over<'a>(&self, inboxes: impl Iterator<Item = &'a Queue>) -> io::Result<()> {
+    pub fn take_over<'a>(&self, inboxes: impl Iterator<Item = &'a SocketQueue>) -> io::Result<()> {
         let txs: Vec<_> = inboxes.map(|inbox| inbox.tx.as_fd()).collect();
         handover::send(self.0.as_fd(), &FORMAT, &txs)
     }
@@ -136,7 +136,7 @@ pub struct Inherited {
     /// The listening sockets.
     pub listeners: Vec<Arc<Listener>>,
     /// Where gateways leave connections, those of the old executable too.
-    pub queue: Option<Queue>,
+    pub queue: Option<SocketQueue>,
     /// Where workers meet the bus.
     pub bus: Option<Bus>,
 }

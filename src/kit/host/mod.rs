@@ -36,10 +36,10 @@ use crate::fleet::datagram;
 use crate::fleet::inbox;
 use crate::fleet::listener::{self, Listener};
 use crate::fleet::proc;
-use crate::fleet::queue::Queue;
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::{Place, State};
 use crate::fleet::shared::Shared;
+use crate::fleet::socket_queue::SocketQueue;
 use crate::handlers::discover::discover_by;
 use crate::handlers::probes::own;
 use crate::log as sink;
@@ -119,7 +119,7 @@ pub struct Host {
     routes: Arc<Routes>,
     listener: Arc<Listener>,
     shared: Shared,
-    inboxes: Vec<Queue>,
+    inboxes: Vec<SocketQueue>,
     bus: Bus,
     fail_every: u32,
     /// Of the worker, if it is a process of its own.
@@ -398,7 +398,7 @@ impl Host {
             record.begin(clock::now());
         }
         let own = self.inboxes.get(slot).ok_or(io::ErrorKind::NotFound)?;
-        let inbox = Queue { tx: own.tx.try_clone()?, rx: own.rx.try_clone()? };
+        let inbox = SocketQueue { tx: own.tx.try_clone()?, rx: own.rx.try_clone()? };
         let txs = self.inboxes.iter().enumerate();
         let txs = txs.map(|(slot, inbox)| Ok((slot, inbox.tx.try_clone()?)));
         let start = worker::Start {

@@ -9,10 +9,10 @@ use crate::config::Config;
 use crate::fleet::control::Channel;
 use crate::fleet::crash_report::CrashReport;
 use crate::fleet::listener::Listener;
-use crate::fleet::queue::Queue;
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::Slot;
 use crate::fleet::shared::Shared;
+use crate::fleet::socket_queue::SocketQueue;
 use crate::worker::base::memory;
 use crate::worker::host::handlers::Loaded;
 
@@ -35,7 +35,7 @@ pub struct Start {
     /// To the supervisor.
     pub control: Channel,
     /// Where connections come from other workers.
-    pub inbox: Queue,
+    pub inbox: SocketQueue,
     /// Where the bus takes up this pool's connections to it.
     pub rendezvous: OwnedFd,
     /// By slot: where others are sent connections.

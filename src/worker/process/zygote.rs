@@ -13,8 +13,8 @@ use nix::unistd::{ForkResult, fork, getpid};
 
 use crate::ffi::call;
 use crate::fleet::control::{Channel, Command, Report};
-use crate::fleet::queue::Queue;
 use crate::fleet::scoreboard::State;
+use crate::fleet::socket_queue::SocketQueue;
 use crate::worker::host::handlers::Loaded;
 use crate::worker::process::start::Start;
 
@@ -50,8 +50,13 @@ pub fn serve_forks(mut start: Start, settle: &Settle) -> io::Result<Option<(Star
                     let (child, control) = (usize::from(child), Channel::from(control));
                     settle(child)?;
                     control.send_report(&Report::Born { pid: getpid().as_raw() })?;
-                    let start =
-                        Start { slot: child, control, inbox: Queue { tx, rx }, standby: false, ..start };
+                    let start = Start {
+                        slot: child,
+                        control,
+                        inbox: SocketQueue { tx, rx },
+                        standby: false,
+                        ..start
+                    };
                     return Ok(Some((start, loaded)));
                 }
                 Ok(_) => {}

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use crate::fleet::inbox;
-use crate::fleet::queue::Queue;
+use crate::fleet::socket_queue::SocketQueue;
 use crate::worker::base::descriptors::Descriptors;
 use crate::worker::base::poll::{INBOX, Poll};
 use crate::worker::conn::handoff::{Arrivals, Entry};
@@ -13,7 +13,7 @@ use crate::worker::crash::signals::uninterrupted;
 use crate::worker::transfer::junk::Junk;
 
 pub struct Intake {
-    pub inbox: Queue,
+    pub inbox: SocketQueue,
     poll: &'static Poll,
     /// Room for descriptors that come.
     descriptors: &'static Descriptors,
@@ -27,7 +27,7 @@ pub struct Intake {
 
 impl Intake {
     pub fn new(
-        inbox: Queue,
+        inbox: SocketQueue,
         poll: &'static Poll,
         descriptors: &'static Descriptors,
         arrivals: &'static mut Arrivals,

@@ -8,14 +8,14 @@ use super::datagram;
 
 /// Both ends, which are non-blocking.
 #[derive(Debug)]
-pub struct Queue {
+pub struct SocketQueue {
     /// The sending end.
     pub tx: OwnedFd,
     /// The receiving end. More than one process may have it: each datagram comes to one of them.
     pub rx: OwnedFd,
 }
 
-impl Queue {
+impl SocketQueue {
     /// A new, empty one.
     pub fn new() -> io::Result<Self> {
         let (tx, rx) = datagram::pair()?;
