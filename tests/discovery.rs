@@ -170,7 +170,7 @@ fn files_that_are_not_handlers() {
     assert!(probe(&text).unwrap_err().to_string().contains("begins with []"));
     std::fs::write(&text, b"\x7fELF and nothing else").unwrap();
     assert!(probe(&text).unwrap_err().to_string().starts_with("cannot be loaded: "));
-    assert!(probe(dir.path()).unwrap_err().to_string().contains("expected one"));
+    assert!(probe(dir.path()).unwrap_err().to_string().contains("not a regular file"));
     let error = probe(&dir.path().join("nowhere")).unwrap_err().to_string();
     assert!(error.contains("No such file"), "{error}");
 

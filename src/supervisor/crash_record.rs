@@ -19,15 +19,18 @@ use crate::fleet::crash::Spot;
 pub const MOST: usize = 100;
 const PREFIX: &str = "wshd-crash-";
 
-/// A record, whose fields are written in this order.
-#[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
+/// A record, whose fields are written in this order. Each has a time.
+#[derive(Debug, Serialize, Deserialize)]
 pub struct CrashRecord {
     /// Version of the server.
+    #[serde(default)]
     pub wshd: String,
     pub time: String,
+    #[serde(default)]
     pub worker: String,
+    #[serde(default)]
     pub pid: i32,
+    #[serde(default)]
     pub cause: String,
     pub signal: Option<String>,
     pub address: Option<String>,
