@@ -252,7 +252,7 @@ impl Channel {
         };
         let message = match received.size {
             0 => return Ok(None),
-            ..=MESSAGE => bytes.get(..received.size).and_then(|text| serde_json::from_slice(text).ok()),
+            1..=MESSAGE => bytes.get(..received.size).and_then(|text| serde_json::from_slice(text).ok()),
             _ => None,
         };
         let message = message.ok_or_else(|| {
