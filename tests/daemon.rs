@@ -539,7 +539,13 @@ fn a_signal_during_the_start_leaves_nothing_behind() {
     command.stderr(Stdio::piped()).stdout(Stdio::piped());
     let caller = command.spawn().unwrap();
     until("it is on its way", || at("socket").exists());
-    let [daemon] = users_of(&at("log"))[..] else { panic!("{:?}", users_of(&at("log"))) };
+    let mut users = Vec::new();
+    // A child that is to probe the handler has it, too, until it executes the program.
+    until("the daemon alone has the log", || {
+        users = users_of(&at("log"));
+        users.len() == 1
+    });
+    let daemon = users[0];
     kill(Pid::from_raw(daemon), Signal::SIGTERM).unwrap();
     let output = caller.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{output:?}");

@@ -255,6 +255,7 @@ fn a_fork_bomb_in_a_pool_reaches_its_limit_without_effect_on_others() {
     let mut server = Server::start(&dir, &["--workers", "2", "--config", config.path().to_str().unwrap()]);
     let crowd = Crowd::gather(&server.address(), "/echo", 50, SMALL_TALK);
     let mut bomb = connect(&server.address(), "/fork_bomb");
+    let workers = server.workers().len();
     let children: usize = ask(&mut bomb, "bomb").parse().unwrap();
     // Its worker has some threads too.
     assert!((LIMIT / 2..LIMIT).contains(&children), "{children} children");
@@ -263,5 +264,7 @@ fn a_fork_bomb_in_a_pool_reaches_its_limit_without_effect_on_others() {
     assert_eq!(ask(&mut bomb, "still here"), "still here");
     bomb.close(None).unwrap();
     drop(crowd);
+    // They have the title of their worker until they have ended.
+    until("its children have ended", || server.workers().len() == workers);
     server.stop();
 }

@@ -89,6 +89,7 @@ fn a_rescue_waits_for_as_long_as_the_only_replacement_starts() {
     dir.handler("heavy", &heavy(flag.to_str().unwrap()));
     let mut command = wshd();
     command.env("LD_PRELOAD", tools.handler("small", SMALL_BUFFERS)).args(["--port", "0", "--workers", "1"]);
+    command.args(["-o", "ping_interval=0"]); // 1,200 questions can take long
     command.args(QUARANTINE_OFF).arg("--log-file").arg(&log).arg("--websock-handlers").arg(dir.path());
     let server = Server::launch(command, log).when_ready();
     // More than the inbox takes.

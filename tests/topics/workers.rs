@@ -350,6 +350,7 @@ fn handlers_share_topics_only_if_configured() {
                 ("missed 0".to_owned(), "missed 0".to_owned())
             );
         }
+        drop((one, two)); // they would not answer the Close frame
         server.stop();
     }
 }
