@@ -3,11 +3,9 @@
 use std::ops::Add;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
 /// An instant of CLOCK_MONOTONIC, in nanoseconds. All processes of a server have the same clock, so it can be stored in
 /// shared memory as [`as_nanos`](Self::as_nanos).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Instant(u64);
 
 impl Instant {

@@ -74,6 +74,7 @@ pub enum Command {
         /// What is in longer messages is not written; bytes.
         longest: u32,
         /// When that began.
+        #[serde(with = "nanos")]
         begun: Instant,
     },
     /// Close all connections that the filter lets through which is in the file that comes along.
@@ -92,6 +93,19 @@ pub enum Command {
         /// Of the Close frame.
         code: u16,
     },
+}
+
+/// An instant as its nanoseconds.
+mod nanos {
+    use super::*;
+
+    pub fn serialize<S: serde::Serializer>(instant: &Instant, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(instant.as_nanos())
+    }
+
+    pub fn deserialize<'a, D: serde::Deserializer<'a>>(deserializer: D) -> Result<Instant, D::Error> {
+        u64::deserialize(deserializer).map(Instant::from_nanos)
+    }
 }
 
 /// What a worker or an auxiliary process reports.
