@@ -87,13 +87,13 @@ pub enum Format {
 }
 
 /// One of the two logs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[repr(u8)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LogKind {
     /// The log.
-    Main = 0,
+    #[default]
+    Main,
     /// The access log.
-    Access = 1,
+    Access,
 }
 
 /// Starts the log of this process and its future children, or applies new settings to it. The error names option and
@@ -230,9 +230,9 @@ pub fn relay(socket: OwnedFd) -> io::Result<()> {
 pub fn write_relayed(bytes: &[u8], process: &str, pid: u32) {
     let received = Received::read(bytes);
     with_logger(|logger| {
-        let output = logger.output(received.kind).unwrap_or(&logger.log);
-        if received.lost > 0 {
-            output.write_as(process, pid, &loss(&loss_text(received.lost)));
+        let output = logger.output(received.kind()).unwrap_or(&logger.log);
+        if received.lost() > 0 {
+            output.write_as(process, pid, &loss(&loss_text(received.lost())));
         }
         received.with_line(|line| output.write_as(process, pid, line));
     });
@@ -241,11 +241,6 @@ pub fn write_relayed(bytes: &[u8], process: &str, pid: u32) {
 impl LogKind {
     /// All logs.
     pub const ALL: [LogKind; 2] = [LogKind::Main, LogKind::Access];
-
-    /// The log with this number.
-    pub fn from_number(number: u64) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| *kind as u64 == number)
-    }
 }
 
 /// Counts the lines of both logs that this process loses in `counter`; None: not at all.

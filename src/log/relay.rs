@@ -25,8 +25,8 @@ pub struct Relay {
 /// A line on the wire.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Wire {
-    kind: u64,
-    level: usize,
+    kind: LogKind,
+    level: Level,
     handler: Option<String>,
     conn: u64,
     message: String,
@@ -68,8 +68,8 @@ impl Relay {
             Value::Absent => serde_json::Value::Null,
         };
         Wire {
-            kind: self.kind as u64,
-            level: Level::ALL.iter().position(|level| *level == line.level).unwrap_or_default(),
+            kind: self.kind,
+            level: line.level,
             handler: line.handler.map(|handler| cut(handler, longest).into_owned()),
             conn: line.conn,
             message: cut(line.message, longest).into_owned(),
@@ -85,22 +85,14 @@ impl Relay {
 }
 
 /// A received line.
-pub struct Received {
-    /// The log it is for.
-    pub kind: LogKind,
-    /// Lines lost before it.
-    pub lost: u64,
-    level: Level,
-    wire: Wire,
-}
+pub struct Received(Wire);
 
 impl Received {
     /// Parses a datagram. One that [`Relay::send`] did not make is plain text, such as a handler's output.
     pub fn read(bytes: &[u8]) -> Self {
         Self::read_wire(bytes).unwrap_or_else(|| {
             let message = String::from_utf8_lossy(bytes).trim_end().to_owned();
-            let wire = Wire { message, ..Wire::default() };
-            Self { kind: LogKind::Main, lost: 0, level: Level::Info, wire }
+            Self(Wire { level: Level::Info, message, ..Wire::default() })
         })
     }
 
@@ -111,16 +103,25 @@ impl Received {
                 && key.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
         };
         let is_valid = wire.fields.len() <= FIELDS && wire.fields.iter().all(|(key, _)| is_name(key));
-        let (kind, level) = (LogKind::from_number(wire.kind)?, *Level::ALL.get(wire.level)?);
-        is_valid.then_some(Self { kind, lost: wire.lost, level, wire })
+        is_valid.then_some(Self(wire))
+    }
+
+    /// The log it is for.
+    pub fn kind(&self) -> LogKind {
+        self.0.kind
+    }
+
+    /// Lines lost before it.
+    pub fn lost(&self) -> u64 {
+        self.0.lost
     }
 
     /// Calls `f` with the line.
     pub fn with_line<R>(&self, f: impl FnOnce(&Line<'_>) -> R) -> R {
         let fields: Vec<(&str, Value<'_>)> =
-            self.wire.fields.iter().map(|(key, value)| (&**key, field(value))).collect();
-        let Wire { handler, conn, message, .. } = &self.wire;
-        f(&Line { level: self.level, handler: handler.as_deref(), conn: *conn, message, fields: &fields })
+            self.0.fields.iter().map(|(key, value)| (&**key, field(value))).collect();
+        let Wire { level, handler, conn, message, .. } = &self.0;
+        f(&Line { level: *level, handler: handler.as_deref(), conn: *conn, message, fields: &fields })
     }
 }
 
@@ -155,7 +156,7 @@ mod tests {
         assert!(relay.send(&line, 3));
         let size = theirs.recv(&mut bytes).unwrap();
         let received = Received::read(&bytes[..size]);
-        assert_eq!((received.kind, received.lost), (LogKind::Access, 3));
+        assert_eq!((received.kind(), received.lost()), (LogKind::Access, 3));
         received.with_line(|came| {
             assert_eq!(
                 format!("{:?}", (came.level, came.handler, came.conn, came.message, came.fields)),
@@ -172,12 +173,13 @@ mod tests {
 
     #[test]
     fn any_other_datagram_is_text() {
-        let bad_name =
-            r#"{"kind":0,"level":1,"handler":null,"conn":0,"message":"","fields":[["A\nB",1]],"lost":0}"#;
-        let bad_level = bad_name.replace("\"level\":1", "\"level\":99").replace("A\\nB", "a");
+        let bad_name = r#"{"kind":"Main","level":"debug","handler":null,"conn":0,"message":"","fields":[["A\nB",1]],"lost":0}"#;
+        let bad_level = bad_name.replace("debug", "loud").replace("A\\nB", "a");
+        let good = bad_name.replace("A\\nB", "a");
+        Received::read(good.as_bytes()).with_line(|line| assert_eq!(line.fields.len(), 1));
         for text in ["hello", "{}", bad_name, &bad_level, &"[".repeat(5000)] {
             let received = Received::read(format!("{text}\n").as_bytes());
-            assert_eq!(received.kind, LogKind::Main);
+            assert_eq!(received.kind(), LogKind::Main);
             received.with_line(|line| assert_eq!((line.message, line.fields.len()), (text, 0)));
         }
         Received::read(&[0xff, b'a']).with_line(|line| assert_eq!(line.message, "\u{fffd}a"));
