@@ -16,7 +16,7 @@ pub const MAX_POOLS: usize = 2048;
 /// In place of the number of a pool: the process that runs programs.
 pub const PROGRAMS: usize = MAX_POOLS - 1;
 
-/// Who writes a region that is not of a pool.
+/// The processes that write a region shared by all pools.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
     /// The supervisor: workers read it.
@@ -29,7 +29,7 @@ pub enum Owner {
     Programs,
 }
 
-/// Who sees a region of a pool, other than the pool's workers, which write it, and the supervisor.
+/// Further processes with access to a region of a pool. The pool's workers and the supervisor can always write it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Audience {
     /// Nobody.
@@ -103,7 +103,7 @@ pub struct Memory {
     pools: Box<[[OnceLock<Box<Region>>; Audience::ALL.len()]]>,
     /// The pools that have regions, in order.
     opened: Box<[AtomicUsize]>,
-    /// How many these are.
+    /// Number of pools in `opened`.
     count_opened: AtomicUsize,
 }
 
@@ -129,7 +129,7 @@ impl Memory {
         }))
     }
 
-    /// So many values in a region of their own. [supervisor, before fork]
+    /// `count` values in a region of their own. [supervisor, before fork]
     pub fn table<T: Shareable>(&self, owner: Owner, count: usize) -> io::Result<&'static [T]> {
         let region = Region::new(count.checked_mul(size_of::<T>()).ok_or(io::ErrorKind::InvalidInput)?)?;
         let table = region.slice(0, count).ok_or(io::ErrorKind::InvalidInput)?;
@@ -142,7 +142,7 @@ impl Memory {
         self.table(owner, 1)?.first().ok_or_else(|| io::ErrorKind::InvalidInput.into())
     }
 
-    /// So many values for each pool. [supervisor, before the first pool is opened]
+    /// `count` values for each pool. [supervisor, before the first pool is opened]
     pub fn per_pool<T: Shareable>(&'static self, audience: Audience, count: usize) -> io::Result<PerPool<T>> {
         let size = &mut self.declared().sizes[audience as usize];
         let offset = size.next_multiple_of(ALIGNMENT.max(align_of::<T>()));
@@ -151,7 +151,7 @@ impl Memory {
         Ok(PerPool { memory: self, audience, offset, count, content: PhantomData })
     }
 
-    /// Sees to it that a pool has its regions for these audiences. [supervisor, before fork]
+    /// Makes the regions of a pool for these audiences, unless it has them. [supervisor, before fork]
     pub fn open(&self, pool: usize, audiences: &[Audience]) -> io::Result<()> {
         let full = || io::Error::other("too many pools have come and gone: restart the server");
         let regions = self.pools.get(pool).ok_or_else(full)?;
@@ -170,7 +170,7 @@ impl Memory {
         Ok(())
     }
 
-    /// From here on this process is no more than that, for good. [child, before any code of others runs]
+    /// Restricts this process to the access of that part, for good. [child, before any code of others runs]
     pub fn restrict_to(&self, part: Part<'_>) -> io::Result<()> {
         for (owner, region) in &self.declared().singles {
             region.restrict(part.access(*owner))?;
@@ -207,7 +207,7 @@ pub struct PerPool<T> {
 }
 
 impl<T: Shareable> PerPool<T> {
-    /// That of a pool, if this process can see it.
+    /// The values of a pool, if this process can see them.
     pub fn get(&self, pool: usize) -> Option<&'static [T]> {
         let region = self.memory.pools.get(pool)?[self.audience as usize].get()?;
         let is_visible = region.access() != Access::None;

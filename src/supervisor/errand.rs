@@ -1,4 +1,5 @@
-//! Errands: what may have to wait for a disk or a name server is done by a child, which hands back what has come of it. One that takes longer than [`ERRAND`] has to say that it goes on.
+//! Errands: work that may wait for a disk or a name server is done by a child, which hands the result back. One that takes
+//! longer than [`ERRAND`] sends signs of life.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -23,6 +24,7 @@ use crate::fleet::{handover, process_title};
 
 /// How long an errand may take, or be silent.
 const ERRAND: Duration = Duration::from_secs(10);
+
 /// The child's side.
 pub(super) struct Outbox(Channel);
 

@@ -24,6 +24,7 @@ use crate::settings::outside::{self, Answers};
 
 /// How often the child says that it goes on.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+
 /// What the child hands back, followed by the descriptors of `logs`, `listeners` and `metrics`.
 #[derive(Serialize, Deserialize)]
 struct Found {
