@@ -88,6 +88,29 @@ pub fn count_call() {
     }
 }
 
+/// An object of this process that answers calls on any thread, once it is set.
+pub(super) struct AnyThread<T: ?Sized + 'static>(OnceLock<&'static T>);
+
+impl<T: ?Sized> AnyThread<T> {
+    pub const fn unset() -> Self {
+        Self(OnceLock::new())
+    }
+
+    /// The first call counts.
+    pub fn set(&self, object: &'static T) {
+        let _ = self.0.set(object);
+    }
+
+    /// Counts the call, and asks the object; `otherwise` while it is not set, and in a child that a handler forked.
+    pub fn ask<R>(&self, otherwise: R, ask: impl FnOnce(&T) -> R) -> R {
+        count_call();
+        match self.0.get() {
+            Some(object) if !is_child() => ask(object),
+            _ => otherwise,
+        }
+    }
+}
+
 /// The host of threads that handlers started.
 static FOREIGN_HOST: OnceLock<&'static (dyn Host + Sync)> = OnceLock::new();
 static WORKER: OnceLock<&'static dyn Worker> = OnceLock::new();

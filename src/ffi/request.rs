@@ -2,7 +2,6 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{c_char, c_void};
-use std::sync::OnceLock;
 
 use super::decode;
 use super::host::*;
@@ -192,19 +191,11 @@ pub trait PendingHandshakes: Sync {
     fn set_state(&self, handshake: u64, state: &[u8]) -> i32;
 }
 
-static PENDING: OnceLock<&'static dyn PendingHandshakes> = OnceLock::new();
+static PENDING: AnyThread<dyn PendingHandshakes> = AnyThread::unset();
 
 /// Sets who answers; the first call counts. Until then there are no handshakes.
 pub fn set_pending_handshakes(pending: &'static dyn PendingHandshakes) {
-    let _ = PENDING.set(pending);
-}
-
-fn pending<R>(otherwise: R, ask: impl FnOnce(&dyn PendingHandshakes) -> R) -> R {
-    count_call();
-    match PENDING.get() {
-        Some(pending) if !is_child() => ask(*pending),
-        _ => otherwise,
-    }
+    PENDING.set(pending);
 }
 
 /// Whether the calling thread is in do_extra_handshake of this handshake.
@@ -214,7 +205,7 @@ fn is_in(handshake: u64) -> bool {
 
 fn reply(hs: *mut ws_handshake, reply: Reply<'_>) -> i32 {
     let handshake = hs as usize as u64;
-    pending(WS_E_GONE, |pending| pending.reply(handshake, is_in(handshake), reply))
+    PENDING.ask(WS_E_GONE, |pending| pending.reply(handshake, is_in(handshake), reply))
 }
 
 pub(super) unsafe extern "C" fn set_protocol(
@@ -318,7 +309,7 @@ pub(super) unsafe extern "C" fn attach_user(
     let result = match is_in(handshake) {
         true => host_at("ws_attach_user", Tag::Callback, handshake)
             .map_or(WS_E_GONE, |host| host.set_user(handshake, user)),
-        false => pending(WS_E_GONE, |pending| pending.set_user(handshake, user)),
+        false => PENDING.ask(WS_E_GONE, |pending| pending.set_user(handshake, user)),
     };
     run_releases();
     result
@@ -334,7 +325,7 @@ pub(super) unsafe extern "C" fn attach_state(hs: *mut ws_handshake, data: *const
     match is_in(handshake) {
         true => host_at("ws_attach_state", Tag::Callback, handshake)
             .map_or(WS_E_GONE, |host| host.set_state(handshake, state)),
-        false => pending(WS_E_GONE, |pending| pending.set_state(handshake, state)),
+        false => PENDING.ask(WS_E_GONE, |pending| pending.set_state(handshake, state)),
     }
 }
 

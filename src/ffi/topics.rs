@@ -2,12 +2,11 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{c_char, c_void};
-use std::sync::OnceLock;
 
 use ::ws_handler::raw::*;
 
 use super::host::bytes;
-use super::place::{count_call, is_child, place};
+use super::place::{AnyThread, place};
 use super::strict::{checked, fails};
 use super::table::number_of;
 
@@ -33,19 +32,11 @@ pub trait Topics: Sync {
     fn missed(&self, conn: ws_conn) -> u64;
 }
 
-static TOPICS: OnceLock<&'static dyn Topics> = OnceLock::new();
+static TOPICS: AnyThread<dyn Topics> = AnyThread::unset();
 
 /// Sets the object that answers; the first call counts. Until then no handler has a connection.
 pub fn set_topics(topics: &'static dyn Topics) {
-    let _ = TOPICS.set(topics);
-}
-
-fn ask<R>(otherwise: R, ask: impl FnOnce(&dyn Topics) -> R) -> R {
-    count_call();
-    match TOPICS.get() {
-        Some(topics) if !is_child() => ask(*topics),
-        _ => otherwise,
-    }
+    TOPICS.set(topics);
 }
 
 pub(super) unsafe extern "C" fn subscribe(
@@ -56,15 +47,18 @@ pub(super) unsafe extern "C" fn subscribe(
 ) -> i32 {
     // SAFETY: the handler passes topic[0..size).
     let topic = unsafe { bytes(topic, size) };
-    let result =
-        if fails() { WS_E_LIMIT } else { ask(WS_E_GONE, |topics| topics.subscribe(conn, topic, flags)) };
+    let result = if fails() {
+        WS_E_LIMIT
+    } else {
+        TOPICS.ask(WS_E_GONE, |topics| topics.subscribe(conn, topic, flags))
+    };
     checked("ws_subscribe", conn, 0, result)
 }
 
 pub(super) unsafe extern "C" fn unsubscribe(conn: ws_conn, topic: *const c_char, size: usize) -> i32 {
     // SAFETY: the handler passes topic[0..size).
     let topic = unsafe { bytes(topic, size) };
-    ask(WS_E_GONE, |topics| topics.unsubscribe(conn, topic))
+    TOPICS.ask(WS_E_GONE, |topics| topics.unsubscribe(conn, topic))
 }
 
 pub(super) unsafe extern "C" fn publish(
@@ -80,15 +74,15 @@ pub(super) unsafe extern "C" fn publish(
     let (topic, payload, handler) =
         unsafe { (bytes(topic, topic_size), bytes(data.cast(), size), number_of(host)) };
     let (_, this) = place();
-    ask(WS_E_PLACE, |topics| topics.publish(handler, this, topic, kind, payload, flags))
+    TOPICS.ask(WS_E_PLACE, |topics| topics.publish(handler, this, topic, kind, payload, flags))
 }
 
 pub(super) unsafe extern "C" fn subscribers(host: *const ws_host, topic: *const c_char, size: usize) -> u64 {
     // SAFETY: the handler passes topic[0..size) and the host's table.
     let (topic, handler) = unsafe { (bytes(topic, size), number_of(host)) };
-    ask(0, |topics| topics.subscribers(handler, topic))
+    TOPICS.ask(0, |topics| topics.subscribers(handler, topic))
 }
 
 pub(super) unsafe extern "C" fn missed(conn: ws_conn) -> u64 {
-    ask(0, |topics| topics.missed(conn))
+    TOPICS.ask(0, |topics| topics.missed(conn))
 }
