@@ -13,7 +13,7 @@ use crate::fleet::crash::{EXIT, HANG};
 use crate::fleet::crash_report::{Facts, Message};
 use crate::fleet::routes::Route;
 
-/// How a worker came to its end.
+/// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// A signal that its own code has raised, and the address that could not be used.
