@@ -12,7 +12,7 @@ const BATCH: usize = 256;
 const BATCH_BYTES: usize = 256 * 1024;
 
 /// Memory of a message besides its payload; bytes.
-const COST: usize = 128;
+pub const COST: usize = 128;
 
 /// A topic, by scope and name.
 pub type Key = Arc<str>;
@@ -28,16 +28,18 @@ pub enum Command {
     Publish(Message),
 }
 
-/// A message on its way to the engine.
+/// A message to or from the engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    pub key: String,
+    pub key: Key,
+    /// Text is UTF-8.
     pub is_text: bool,
     pub payload: Bytes,
 }
 
 impl Message {
-    fn cost(&self) -> usize {
+    /// Its share of a bounded queue; bytes.
+    pub fn cost(&self) -> usize {
         self.payload.len() + COST
     }
 }
@@ -131,7 +133,7 @@ mod tests {
     use super::*;
 
     fn message(size: usize) -> Message {
-        Message { key: "/a\0b".to_owned(), is_text: true, payload: vec![b'x'; size].into() }
+        Message { key: "/a\0b".into(), is_text: true, payload: vec![b'x'; size].into() }
     }
 
     #[test]

@@ -9,31 +9,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::commands::Key;
+use super::commands::{Key, Message};
 use crate::fleet::bus_counters::BusCounters;
 use crate::fleet::bus_wire::MAX_MESSAGE;
 use crate::proto::ws::utf8;
 
 /// Bytes of messages taken in one turn of the bus; the last one may exceed it.
 const TURN: usize = 256 * 1024;
-
-/// Memory of a message besides its payload; bytes.
-const COST: usize = 128;
-
-/// A message of another machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Arrival {
-    pub key: Key,
-    /// Text is UTF-8.
-    pub is_text: bool,
-    pub payload: Bytes,
-}
-
-impl Arrival {
-    fn cost(&self) -> usize {
-        self.payload.len() + COST
-    }
-}
 
 /// See the module.
 #[derive(Debug)]
@@ -47,7 +29,7 @@ pub struct Inbox {
 
 #[derive(Debug, Default)]
 struct State {
-    waiting: VecDeque<Arrival>,
+    waiting: VecDeque<Message>,
     /// Memory of `waiting`: `bytes <= limit`.
     bytes: usize,
 }
@@ -62,14 +44,14 @@ impl Inbox {
     /// Queues a message. It is text if it is UTF-8, unless its publisher has marked it as binary.
     pub fn put(&self, key: &Key, is_binary: bool, payload: Bytes) {
         let is_text = !is_binary && utf8::is_valid(&payload);
-        let arrival = Arrival { key: Key::clone(key), is_text, payload };
+        let message = Message { key: Key::clone(key), is_text, payload };
         let mut state = self.lock();
-        let bytes = state.bytes + arrival.cost();
-        if arrival.payload.len() > MAX_MESSAGE || bytes > self.limit {
+        let bytes = state.bytes + message.cost();
+        if message.payload.len() > MAX_MESSAGE || bytes > self.limit {
             return self.count_dropped();
         }
         state.bytes = bytes;
-        state.waiting.push_back(arrival);
+        state.waiting.push_back(message);
         drop(state);
         self.counters.received.add_shared(1);
         self.wake();
@@ -81,16 +63,16 @@ impl Inbox {
     }
 
     /// The messages of one turn of the bus.
-    pub fn take(&self) -> Vec<Arrival> {
+    pub fn take(&self) -> Vec<Message> {
         let _ = self.ready.read(); // there may be nothing to read
         let mut state = self.lock();
         let (mut taken, mut bytes) = (Vec::new(), 0);
         while bytes < TURN
-            && let Some(arrival) = state.waiting.pop_front()
+            && let Some(message) = state.waiting.pop_front()
         {
-            bytes += arrival.cost();
-            state.bytes -= arrival.cost();
-            taken.push(arrival);
+            bytes += message.cost();
+            state.bytes -= message.cost();
+            taken.push(message);
         }
         if !state.waiting.is_empty() {
             self.wake();
@@ -116,6 +98,7 @@ impl AsFd for Inbox {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use super::super::commands::COST;
     use super::*;
 
     #[test]
@@ -125,7 +108,7 @@ mod tests {
         inbox.put(&key, false, Bytes::from_static(b"text"));
         inbox.put(&key, true, Bytes::from_static(b"text"));
         inbox.put(&key, false, Bytes::from_static(b"\xff"));
-        let kinds: Vec<bool> = inbox.take().iter().map(|arrival| arrival.is_text).collect();
+        let kinds: Vec<bool> = inbox.take().iter().map(|message| message.is_text).collect();
         assert_eq!(kinds, [true, false, false]);
         assert!(inbox.take().is_empty());
     }

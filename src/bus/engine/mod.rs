@@ -75,7 +75,7 @@ impl Engine {
     pub fn publish(&self, key: &str, message: bus_wire::Message<'_>) {
         let is_text = message.kind == KINDS[0];
         let payload = Bytes::copy_from_slice(message.payload);
-        if !self.commands.publish(Message { key: key.to_owned(), is_text, payload }) {
+        if !self.commands.publish(Message { key: key.into(), is_text, payload }) {
             self.counters.dropped_out.add_shared(1);
         }
     }
@@ -94,9 +94,9 @@ impl Engine {
 
     /// Passes the messages of one turn to `take`.
     pub fn receive(&self, mut take: impl FnMut(&str, bus_wire::Message<'_>)) {
-        for arrival in self.inbox.take() {
-            let kind = if arrival.is_text { KINDS[0] } else { KINDS[1] };
-            take(&arrival.key, bus_wire::Message { but: 0, kind, compress: true, payload: &arrival.payload });
+        for message in self.inbox.take() {
+            let kind = if message.is_text { KINDS[0] } else { KINDS[1] };
+            take(&message.key, bus_wire::Message { but: 0, kind, compress: true, payload: &message.payload });
         }
     }
 

@@ -270,7 +270,7 @@ mod tests {
 
     fn receive(channels: &Channels, name: &str, payload: &str) -> Vec<bool> {
         channels.receive(vec![Value::BulkString(name.into()), Value::BulkString(payload.into())]);
-        channels.inbox.take().iter().map(|arrival| arrival.is_text).collect()
+        channels.inbox.take().iter().map(|message| message.is_text).collect()
     }
 
     #[test]

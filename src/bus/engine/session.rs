@@ -320,7 +320,7 @@ mod tests {
             queue: 1 << 20,
         };
         let mut session = Session::new(settings, Arc::clone(&commands), inbox, counters);
-        let message = Message { key: "/a\0b".to_owned(), is_text: true, payload: Default::default() };
+        let message = Message { key: "/a\0b".into(), is_text: true, payload: Default::default() };
         let (publish, subscribe) =
             (Command::Publish(message.clone()), |key: &str| Command::Subscribe(key.into()));
         let batch = [&publish, &publish, &subscribe("/a\0b"), &publish, &publish, &subscribe("/a\0c")];
