@@ -13,7 +13,7 @@ use std::os::fd::OwnedFd;
 use crate::config;
 use crate::fleet::baton::Baton;
 use crate::fleet::bus_counters::BusCounters;
-use crate::fleet::control::{Channel, Report};
+use crate::fleet::control::Channel;
 use hub::Limits;
 
 /// What the supervisor passes on through the fork.
@@ -32,8 +32,7 @@ pub struct Start {
 
 /// Reports that it is ready, waits for the command to begin, and serves until the command to stop.
 pub fn run(start: Start, channel: &Channel) -> io::Result<()> {
-    channel.send_report(&Report::Ready { loaded: 0, broken: 0 })?;
-    if !channel.wait_for_begin()? {
+    if !channel.stand_by()? {
         return Ok(());
     }
     server::Server::new(start, channel)?.serve()

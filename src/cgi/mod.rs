@@ -26,7 +26,7 @@ use socket2::Socket;
 use crate::clock;
 use crate::config::Config;
 use crate::fleet::addresses::{Addresses, Limiter, Permit};
-use crate::fleet::control::{Channel, Command, Report};
+use crate::fleet::control::{Channel, Command};
 use crate::fleet::memory::PROGRAMS;
 use crate::fleet::orphans;
 use crate::http::{self, Response};
@@ -87,8 +87,7 @@ pub fn run(start: Start, channel: &Channel) -> io::Result<()> {
     let (running, serving) = Default::default();
     let shared = Arc::new(Shared { config, cgi, root, limiter, running, serving });
     orphans::adopt()?;
-    channel.send_report(&Report::Ready { loaded: 0, broken: 0 })?;
-    if !channel.wait_for_begin()? {
+    if !channel.stand_by()? {
         return Ok(());
     }
     serve(&shared, &inbox, channel)

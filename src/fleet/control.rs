@@ -167,6 +167,9 @@ pub enum Report {
     Faulty,
 }
 
+/// An auxiliary process is ready; it has no handlers.
+pub const AUXILIARY_READY: Report = Report::Ready { loaded: 0, broken: 0 };
+
 /// Bytes of the longest message.
 const MESSAGE: usize = 4096;
 /// Bytes of the longest reason in one, as JSON.
@@ -231,8 +234,10 @@ impl Channel {
         Ok(self.recv(0)?.map(|(report, _)| report))
     }
 
-    /// Waits until it is told to begin; false: it is told to leave, or the supervisor has ended. [auxiliary process]
-    pub fn wait_for_begin(&self) -> io::Result<bool> {
+    /// Reports that it is ready, and waits until it is told to begin; false: it is told to leave, or the supervisor has ended.
+    /// [auxiliary process]
+    pub fn stand_by(&self) -> io::Result<bool> {
+        self.send_report(&AUXILIARY_READY)?;
         loop {
             match self.recv_command() {
                 Ok(Some((Command::Begin, _))) => return Ok(true),

@@ -32,7 +32,7 @@ use self::server::{Frontend, Protocol, Server};
 use self::socket::{Socket, Watched, watch};
 use crate::config::Config;
 use crate::config::gateway::Protocol as Configured;
-use crate::fleet::control::{Channel, Command, Report};
+use crate::fleet::control::{AUXILIARY_READY, Channel, Command};
 use crate::fleet::gateway_counters::GatewayCounters;
 use crate::fleet::gateway_queue::Salt;
 use crate::fleet::listener::{Listener, is_of_connection};
@@ -119,7 +119,7 @@ impl Gateway {
         let (drain, draining) = watch::channel(false);
         let server = Arc::new(Server::new(Queue::new(queue)?, config, counters, draining));
         let room = Arc::new(Semaphore::new(max_connections()));
-        channel.send_report(&Report::Ready { loaded: 0, broken: 0 })?;
+        channel.send_report(&AUXILIARY_READY)?;
         let channel = watch(channel, Interest::READABLE)?;
         let (token, mut tokens) = mpsc::channel::<()>(1);
         let mut accepting = Vec::new();

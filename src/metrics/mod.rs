@@ -14,7 +14,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::SystemTime;
 
 use crate::config::Config;
-use crate::fleet::control::{Channel, Report};
+use crate::fleet::control::Channel;
 use crate::fleet::listener::Listener;
 use crate::fleet::routes::Routes;
 use crate::fleet::scoreboard::Place;
@@ -52,8 +52,7 @@ impl Start {
 
 /// Serves from the command to begin until it is told to leave; fails if polling fails.
 pub fn run(start: Start, channel: &Channel) -> io::Result<()> {
-    channel.send_report(&Report::Ready { loaded: 0, broken: 0 })?;
-    if !channel.wait_for_begin()? {
+    if !channel.stand_by()? {
         return Ok(());
     }
     server::serve(&start.listeners, channel, |head| answer(&start, head))

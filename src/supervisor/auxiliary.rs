@@ -12,9 +12,9 @@
 //! - a variant of [`Kind`], with its row in each of its methods and in the functions below;
 //! - what it is given and runs, in `spawn::auxiliary`.
 //!
-//! Its code sends [`Report::Ready`](crate::fleet::control::Report::Ready), waits for `Begin`, and obeys `Drain`, `Stop`,
-//! `Quit` and the end of the channel. Its confinement is chosen in `child`; what needs
-//! the rights of the supervisor (a private key) is opened before that, there.
+//! Its code begins with [`stand_by`](crate::fleet::control::Channel::stand_by), and obeys `Drain`, `Stop`, `Quit` and the end of
+//! the channel. Its confinement is chosen in `child`; what needs the rights of the supervisor (a private key) is opened
+//! before that, there.
 
 use std::io;
 use std::time::Duration;
