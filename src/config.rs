@@ -27,7 +27,7 @@ use self::drain::Drain;
 use self::gateway::Gateway;
 pub use self::pool::{Pool, Processes};
 pub use crate::cgi::Cgi;
-pub use crate::fleet::listener::{Binding, Listen};
+pub use crate::fleet::sockets::listener::{Binding, Listen};
 pub use crate::proto::ws::handshake::Unmatched;
 
 /// Descriptors of a worker that are not connections: standard streams, listeners, epoll, inbox, log, and those that handlers

@@ -8,8 +8,8 @@ use std::process::ExitCode;
 use wshd::cli::{self, Command};
 use wshd::config::Config;
 use wshd::exit::Exit;
-use wshd::fleet::process_title;
-use wshd::fleet::wipe;
+use wshd::fleet::process::title;
+use wshd::fleet::process::wipe;
 use wshd::handlers::program;
 use wshd::kit::check::Check;
 use wshd::service::daemonize::Daemon;
@@ -78,7 +78,7 @@ fn serve(
         return exit;
     }
     config.ignored.iter().for_each(|warning| ::log::warn!("{warning}"));
-    process_title::prepare();
+    title::prepare();
     let reread = move || match read() {
         Ok(Command::Serve(config)) => Ok(*config),
         Ok(_) => Err("the command line has a subcommand".to_owned()),

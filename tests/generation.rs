@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use wshd::cli::{self, Command};
 use wshd::config::{Config, Pool};
+use wshd::fleet::memory::scoreboard::Place;
 use wshd::fleet::routes::{Route, Routes, Stamp};
-use wshd::fleet::scoreboard::Place;
 use wshd::supervisor::bus::Bus;
 use wshd::supervisor::generation::Generation;
 use wshd::supervisor::policy::rolling_restart::Step;

@@ -8,10 +8,7 @@ use std::path::{Path, PathBuf};
 /// A room, or a file with more rights than its room, and the modules that it may use. All may use `log`, `config`, `exit`
 /// and `time`, which are values.
 const ARROWS: &[(&str, &[&str])] = &[
-    (
-        "main.rs",
-        &["cli", "ctl", "kit", "service", "supervisor", "handlers", "fleet::process_title", "fleet::wipe"],
-    ),
+    ("main.rs", &["cli", "ctl", "kit", "service", "supervisor", "handlers", "fleet::process"]),
     ("cli", &["proto", "ctl", "kit", "settings"]),
     ("kit/check", &["confine", "handlers", "ffi::plugin", "ffi::raw"]),
     (
@@ -46,9 +43,9 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("settings", &["auth", "proto"]),
-    ("ctl", &["fleet::datagram"]),
+    ("ctl", &["fleet::sockets::datagram"]),
     ("auth", &["proto::http1::head"]),
-    ("config", &["auth", "cgi::Cgi", "proto", "fleet::listener"]),
+    ("config", &["auth", "cgi::Cgi", "proto", "fleet::sockets::listener"]),
     ("exit.rs", &[]),
     ("log", &[]),
     ("service", &["clock"]),
@@ -88,7 +85,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "settings::outside",
         ],
     ),
-    ("handlers", &["clock", "fleet::proc::is_under_valgrind", "fleet::routes", "ffi", "confine"]),
+    ("handlers", &["clock", "fleet::process::proc::is_under_valgrind", "fleet::routes", "ffi", "confine"]),
     ("confine", &[]),
     ("gateway", &["fleet", "proto", "http"]),
     ("bus", &["clock", "fleet", "proto::ws", "ctl::topics"]),
@@ -138,6 +135,9 @@ const WORKER: &[&str] = &[
     "commands",
     "base",
 ];
+
+/// What is shared over a fork, likewise.
+const FLEET: &[&str] = &["sockets", "memory", "process", "routes", "refusal", "peer", "alone"];
 
 /// The files of the supervisor, from the top down: each may use those below it, and the items of `mod.rs`.
 const SUPERVISOR: &[&str] = &[
@@ -234,43 +234,48 @@ fn rooms_use_what_their_arrows_allow() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// The room of a worker that a path names: what follows `worker::` or `worker/`.
-fn worker_room(path: &str) -> Option<&str> {
-    path.strip_prefix("worker")?.trim_start_matches([':', '/']).split([':', '/']).next()
-}
-
-/// Whether a file of a worker's room uses a room above it, or a file beside the rooms.
-fn goes_up(file: &str, used: &str) -> bool {
-    let floor = |path| WORKER.iter().position(|room| Some(*room) == worker_room(path));
+/// Whether a file of an inner room uses one above it, or a file beside these rooms. Paths begin with the outer room.
+fn goes_up(outer: &str, inner: &[&str], file: &str, used: &str) -> bool {
+    let name = |path: &str| Some(path.strip_prefix(outer)?.trim_start_matches([':', '/']).to_owned());
+    let floor = |path| {
+        let path = name(path)?;
+        inner.iter().position(|room| path.split([':', '/', '.']).next() == Some(room))
+    };
     match (floor(file), floor(used)) {
         (Some(from), Some(to)) => to < from,
-        (Some(_), None) => used.starts_with("worker"),
+        (Some(_), None) => used.starts_with(outer),
         (None, _) => false,
     }
 }
 
-#[test]
-fn rooms_of_a_worker_use_what_is_below_them() {
+fn upward_uses(outer: &str, inner: &[&str]) -> Vec<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
-    sources(&root.join("worker"), &mut files);
+    sources(&root.join(outer), &mut files);
     let mut wrong = Vec::new();
     for path in files {
         let file = path.strip_prefix(&root).unwrap().to_str().unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
-        let upwards = uses(&text).into_iter().filter(|used| goes_up(file, used));
+        let upwards = uses(&text).into_iter().filter(|used| goes_up(outer, inner, file, used));
         wrong.extend(upwards.map(|used| format!("{file} uses {used}")));
         // Within a room `super` names siblings; modules further up need their full path.
         if text.contains("super::super::") {
             wrong.push(format!("{file} uses super::super::"));
         }
     }
-    assert!(wrong.is_empty(), "{wrong:#?}");
-    let rooms = std::fs::read_dir(root.join("worker")).unwrap().map(|entry| entry.unwrap());
-    for room in rooms.filter(|entry| entry.path().is_dir()) {
+    for room in std::fs::read_dir(root.join(outer)).unwrap().map(|entry| entry.unwrap()) {
         let name = room.file_name().into_string().unwrap();
-        assert!(WORKER.contains(&name.as_str()), "worker/{name} is not in the list");
+        if room.path().is_dir() && !inner.contains(&name.as_str()) {
+            wrong.push(format!("{outer}/{name} is not in the list"));
+        }
     }
+    wrong
+}
+
+#[test]
+fn inner_rooms_use_what_is_below_them() {
+    let wrong = [upward_uses("worker", WORKER), upward_uses("fleet", FLEET)].concat();
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 #[test]
@@ -336,11 +341,11 @@ fn violations_are_detected() {
     );
     assert!(may_use("supervisor/spawn.rs", "worker::Start") && !may_use("supervisor/mod.rs", "worker"));
     assert!(!may_use("supervisor/mod.rs", "ffi::host") && !may_use("supervisor/mod.rs", "workers"));
+    let goes_up = |file, used| goes_up("worker", WORKER, file, used);
     assert!(goes_up("worker/conn/table.rs", "worker::session::Session"));
     assert!(goes_up("worker/base/poll.rs", "worker::Worker"));
-    assert!(
-        !goes_up("worker/session/mod.rs", "worker::conn::table") && !goes_up("worker/mod.rs", "worker::base")
-    );
+    assert!(!goes_up("worker/session/mod.rs", "worker::conn::table"));
+    assert!(!goes_up("worker/mod.rs", "worker::base"));
     let text = "use crate::http::{self, Body};\n// crate::worker\nlet a = crate::fleet::now();";
     assert_eq!(uses(text), ["fleet::now".to_owned(), "http::".to_owned()].into());
 }

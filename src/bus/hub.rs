@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use self::history::Kept;
-use crate::fleet::bus_wire::{Form, Message, Notice, Outgoing, Request, split_key};
+use crate::fleet::sockets::bus_wire::{Form, Message, Notice, Outgoing, Request, split_key};
 use crate::proto::ws::deflate::codec::Codecs;
 use crate::proto::ws::utf8;
 use crate::time::Instant;

@@ -1,6 +1,7 @@
 //! The bus: a process that carries published messages between workers, and to and from an engine that connects machines.
 //! It loads no handler and trusts no worker: all input is checked, and a worker can use the scopes of its own pool only.
 
+pub mod baton;
 mod engine;
 pub mod hub;
 mod operator;
@@ -10,10 +11,10 @@ mod server;
 use std::io;
 use std::os::fd::OwnedFd;
 
+use self::baton::Baton;
 use crate::config;
-use crate::fleet::baton::Baton;
-use crate::fleet::bus_counters::BusCounters;
-use crate::fleet::control::Channel;
+use crate::fleet::memory::counters::bus::BusCounters;
+use crate::fleet::sockets::control::Channel;
 use hub::Limits;
 
 /// What the supervisor passes on through the fork.

@@ -7,7 +7,7 @@ use super::engine::Engine;
 use super::hub::Hub;
 use crate::clock;
 use crate::ctl::topics::{Engine as EngineState, Topic, Topics};
-use crate::fleet::bus_wire::{Incoming, MAX_MESSAGE, MAX_NAME, Request, split_key};
+use crate::fleet::sockets::bus_wire::{Incoming, MAX_MESSAGE, MAX_NAME, Request, split_key};
 
 /// Maximum topics in a list.
 const MAX_TOPICS: usize = 20_000;

@@ -9,7 +9,7 @@ use nix::sys::epoll::Epoll;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 
-use crate::fleet::bus_wire::{Incoming, Outgoing, Request, TooLong};
+use crate::fleet::sockets::bus_wire::{Incoming, Outgoing, Request, TooLong};
 use crate::time::Instant;
 
 /// Bytes received at a time.
@@ -144,7 +144,7 @@ mod tests {
     use nix::sys::epoll::{EpollCreateFlags, EpollEvent, EpollFlags};
 
     use super::*;
-    use crate::fleet::bus_wire::Message;
+    use crate::fleet::sockets::bus_wire::Message;
 
     struct Worker(UnixStream);
 

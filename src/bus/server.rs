@@ -9,15 +9,15 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use super::baton::Baton;
 use super::engine::Engine;
 use super::hub::{Breach, Hub};
 use super::peers::{Peer, Peers, Received};
 use super::{Start, operator};
 use crate::clock;
-use crate::fleet::baton::Baton;
-use crate::fleet::bus_wire::FORMAT;
-use crate::fleet::control::{Channel, Command, Report};
-use crate::fleet::datagram;
+use crate::fleet::sockets::bus_wire::FORMAT;
+use crate::fleet::sockets::control::{Channel, Command, Report};
+use crate::fleet::sockets::datagram;
 use crate::time::Instant;
 
 /// Events handled at a time.

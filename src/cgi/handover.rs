@@ -7,7 +7,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use serde::{Deserialize, Serialize};
 
-use crate::fleet::datagram;
+use crate::fleet::sockets::datagram;
 
 /// Maximum bytes of a datagram.
 pub const MAX_BYTES: usize = 160 * 1024;

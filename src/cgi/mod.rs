@@ -25,10 +25,10 @@ use socket2::Socket;
 
 use crate::clock;
 use crate::config::Config;
-use crate::fleet::addresses::{Addresses, Limiter, Permit};
-use crate::fleet::control::{Channel, Command};
-use crate::fleet::memory::PROGRAMS;
-use crate::fleet::orphans;
+use crate::fleet::memory::addresses::{Addresses, Limiter, Permit};
+use crate::fleet::memory::layout::PROGRAMS;
+use crate::fleet::process::orphans;
+use crate::fleet::sockets::control::{Channel, Command};
 use crate::http::{self, Response};
 use crate::log::{self as sink, AccessField, Value};
 use crate::proto::http1::head::{self, Head, Parsed};

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nix::unistd::{Gid, Uid};
 
-use crate::fleet::listener::Listen;
+use crate::fleet::sockets::listener::Listen;
 
 /// The gateways, and what they listen on.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -10,8 +10,8 @@ use super::pending::{Replies, TIMEOUT, Told, memory};
 use super::view::View;
 use crate::ctl::answer;
 use crate::ctl::publish::Payload;
-use crate::fleet::bus_wire::{Message, Request, checked_name, key_of};
-use crate::fleet::control::{Command, Report};
+use crate::fleet::sockets::bus_wire::{Message, Request, checked_name, key_of};
+use crate::fleet::sockets::control::{Command, Report};
 use crate::time::Instant;
 
 /// Maximum size of a list.

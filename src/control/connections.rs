@@ -12,7 +12,7 @@ use super::view::View;
 use crate::ctl::answer::{self, Silent};
 use crate::ctl::filter::Filter;
 use crate::ctl::request::Id;
-use crate::fleet::control::{Command, Report};
+use crate::fleet::sockets::control::{Command, Report};
 use crate::time::Instant;
 
 /// Maximum size of a list.

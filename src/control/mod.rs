@@ -25,7 +25,7 @@ use crate::config;
 use crate::ctl::answer::{self, Handler};
 use crate::ctl::request::{Request, Switch};
 use crate::ctl::topics::Topics;
-use crate::fleet::listener::Listener;
+use crate::fleet::sockets::listener::Listener;
 use crate::log as sink;
 use crate::time::Instant;
 

@@ -9,7 +9,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::view::View;
 use super::{Control, Number, Outcome};
-use crate::fleet::control::{Channel, Command, Report};
+use crate::fleet::sockets::control::{Channel, Command, Report};
 use crate::time::Instant;
 
 /// How long processes may take to reply.
@@ -109,8 +109,8 @@ mod tests {
     use super::super::view::Process;
     use super::*;
     use crate::config::Config;
+    use crate::fleet::memory::shared::Shared;
     use crate::fleet::routes::Routes;
-    use crate::fleet::shared::Shared;
 
     #[test]
     fn a_request_waits_for_processes_that_live_until_its_time_is_up() {

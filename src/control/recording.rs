@@ -12,8 +12,8 @@ use serde_json::Value;
 use super::Control;
 use super::view::View;
 use crate::ctl::record::ENDED;
-use crate::fleet::control::{Channel, Command};
-use crate::fleet::datagram;
+use crate::fleet::sockets::control::{Channel, Command};
+use crate::fleet::sockets::datagram;
 use crate::time::Instant;
 
 /// A recording that runs.

@@ -15,8 +15,8 @@ use socket2::{SockRef, Socket as Stream};
 
 use crate::ctl::answer;
 use crate::ctl::request::MAX_BYTES;
-use crate::fleet::datagram;
-use crate::fleet::listener::{self, Listen, Listener};
+use crate::fleet::sockets::datagram;
+use crate::fleet::sockets::listener::{self, Listen, Listener};
 use crate::time::Instant;
 
 /// Bytes of a request that are taken at a time.

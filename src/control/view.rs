@@ -12,14 +12,14 @@ use crate::config::Config;
 use crate::ctl::answer::{Draining, Executes, Handler, Pool, Quarantine, Status, Totals, Worker, seconds};
 use crate::ctl::request::Id;
 use crate::ffi::callback_name;
-use crate::fleet::breakers::{BreakerState, Breakers, CircuitBreaker};
-use crate::fleet::control::Channel;
-use crate::fleet::counters::Counters;
-use crate::fleet::handler_counters::Traffic;
-use crate::fleet::listener::Listener;
-use crate::fleet::proc;
+use crate::fleet::memory::breakers::{BreakerState, Breakers, CircuitBreaker};
+use crate::fleet::memory::counters::Counters;
+use crate::fleet::memory::counters::handler::Traffic;
+use crate::fleet::memory::scoreboard::{Place, Scoreboard, State};
+use crate::fleet::process::proc;
 use crate::fleet::routes::Routes;
-use crate::fleet::scoreboard::{Place, Scoreboard, State};
+use crate::fleet::sockets::control::Channel;
+use crate::fleet::sockets::listener::Listener;
 use crate::time::Instant;
 
 /// After this time a worker is said to hang; its event loop goes around at least once a second, unless a handler keeps
@@ -241,7 +241,7 @@ fn quarantine(breaker: CircuitBreaker) -> Option<Quarantine> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::fleet::memory::{Audience, Memory};
+    use crate::fleet::memory::layout::{Audience, Memory};
 
     #[test]
     fn a_gate_tells_how_long_it_is_shut() {

@@ -24,7 +24,7 @@ use self::arrange::{Key, arrange};
 use self::publish::Payload;
 use self::request::Request;
 use crate::exit::Exit;
-use crate::fleet::datagram;
+use crate::fleet::sockets::datagram;
 
 /// How long the server may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(10);

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use super::answer::Handler;
 use super::request::Request;
 use super::{Failure, ask_with};
-use crate::fleet::datagram;
+use crate::fleet::sockets::datagram;
 
 /// The largest recording that can be played; bytes.
 pub const MAX_FILE: u64 = 128 << 20;

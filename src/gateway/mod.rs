@@ -32,10 +32,10 @@ use self::server::{Frontend, Protocol, Server};
 use self::socket::{Socket, Watched, watch};
 use crate::config::Config;
 use crate::config::gateway::Protocol as Configured;
-use crate::fleet::control::{AUXILIARY_READY, Channel, Command};
-use crate::fleet::gateway_counters::GatewayCounters;
-use crate::fleet::gateway_queue::Salt;
-use crate::fleet::listener::{Listener, is_of_connection};
+use crate::fleet::memory::counters::gateway::GatewayCounters;
+use crate::fleet::sockets::control::{AUXILIARY_READY, Channel, Command};
+use crate::fleet::sockets::gateway_queue::Salt;
+use crate::fleet::sockets::listener::{Listener, is_of_connection};
 
 /// Descriptors that are not connections: standard streams, listeners, the queue, the channel, epoll, the log.
 const RESERVED: u64 = 64;

@@ -12,8 +12,8 @@ use tokio::io::Interest;
 use tokio::time::{sleep, timeout};
 
 use super::socket::{Socket, Watched, watch};
-use crate::fleet::facts::Facts;
-use crate::fleet::gateway_queue::Preamble;
+use crate::fleet::sockets::facts::Facts;
+use crate::fleet::sockets::gateway_queue::Preamble;
 
 /// How long a connection may wait for room in the queue.
 const TIMEOUT: Duration = Duration::from_secs(5);

@@ -12,7 +12,7 @@ use rustix::net::{RecvFlags, recv};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::fleet::datagram;
+use crate::fleet::sockets::datagram;
 
 /// The owner of a descriptor that the event loop watches.
 pub type Watched<T> = AsyncFd<Owner<T>>;

@@ -15,7 +15,7 @@ use nix::unistd::{Pid, getpid};
 
 use super::message::{Answer, Answers, Offer, Request};
 use super::program::{NAME, Question};
-use crate::fleet::proc::is_under_valgrind;
+use crate::fleet::process::proc::is_under_valgrind;
 use crate::time::Instant;
 
 /// The time that a plugin has to load, and to start.

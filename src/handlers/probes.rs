@@ -8,7 +8,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::message::Request;
 use super::probe::{Probe, ProbeError, Report};
 use crate::clock;
-use crate::fleet::proc::is_under_valgrind;
+use crate::fleet::process::proc::is_under_valgrind;
 
 /// At least as many run at a time: plugins that hang use no processor.
 const AT_LEAST: usize = 8;

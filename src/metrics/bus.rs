@@ -2,7 +2,7 @@
 
 use super::families::{counter, gauge};
 use super::text::{Family, Text};
-use crate::fleet::bus_counters::BusCounters;
+use crate::fleet::memory::counters::bus::BusCounters;
 
 const CONNECTED: Family = gauge("wshd_bus_connected", "", "Whether the bus is connected to its engine.");
 const RECONNECTS: Family =

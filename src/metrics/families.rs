@@ -9,11 +9,11 @@ use super::text::{Family, Format, Kind, Labels, Text, seconds};
 use super::{bus, gateways, processes};
 use crate::clock;
 use crate::ffi::callback_name;
-use crate::fleet::breakers::BreakerState;
-use crate::fleet::counters::{DEATHS, HandlerEntry, NONE, OTHER, PlaceCounters, Present};
-use crate::fleet::handler_counters::{CALLBACKS, CLOSE_CODES, CLOSERS, HandlerCounters, STATUSES};
+use crate::fleet::memory::breakers::BreakerState;
+use crate::fleet::memory::counters::handler::{CALLBACKS, CLOSE_CODES, CLOSERS, HandlerCounters, STATUSES};
+use crate::fleet::memory::counters::{DEATHS, HandlerEntry, NONE, OTHER, PlaceCounters, Present};
+use crate::fleet::memory::scoreboard::{Place, Slot, State};
 use crate::fleet::routes::Route;
-use crate::fleet::scoreboard::{Place, Slot, State};
 
 pub(super) const fn counter(name: &'static str, unit: &'static str, help: &'static str) -> Family {
     Family { name, kind: Kind::Counter, unit, help }

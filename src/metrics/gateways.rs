@@ -2,7 +2,7 @@
 
 use super::families::{counter, gauge};
 use super::text::{Family, Text};
-use crate::fleet::gateway_counters::GatewayCounters;
+use crate::fleet::memory::counters::gateway::GatewayCounters;
 
 const HANDSHAKES: Family = counter("wshd_tls_handshakes", "", "Completed TLS handshakes.");
 const FAILURES: Family = counter("wshd_tls_handshake_failures", "", "Failed TLS handshakes, by reason.");

@@ -14,11 +14,11 @@ use std::sync::atomic::AtomicU64;
 use std::time::SystemTime;
 
 use crate::config::Config;
-use crate::fleet::control::Channel;
-use crate::fleet::listener::Listener;
+use crate::fleet::memory::scoreboard::Place;
+use crate::fleet::memory::shared::Shared;
 use crate::fleet::routes::Routes;
-use crate::fleet::scoreboard::Place;
-use crate::fleet::shared::Shared;
+use crate::fleet::sockets::control::Channel;
+use crate::fleet::sockets::listener::Listener;
 use crate::http::{self, Body, Response};
 use crate::proto::http1::head::Head;
 use text::Format;

@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::families::{counter, gauge};
 use super::text::{Family, Text, seconds};
 use super::{LOG_LOST as OWN_LOST, Start};
-use crate::fleet::proc;
-use crate::fleet::scoreboard::Place;
+use crate::fleet::memory::scoreboard::Place;
+use crate::fleet::process::proc;
 
 const MEMORY: Family = gauge("wshd_resident_memory_bytes", "bytes", "Resident memory of a process.");
 const CPU: Family = counter(

@@ -11,8 +11,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{SockRef, Socket};
 
 use crate::clock;
-use crate::fleet::control::{Channel, Command};
-use crate::fleet::listener::Listener;
+use crate::fleet::sockets::control::{Channel, Command};
+use crate::fleet::sockets::listener::Listener;
 use crate::http::{self, Response};
 use crate::proto::http1::head::{self, Head, HeadLimits, Parsed};
 use crate::time::Instant;

@@ -2,7 +2,7 @@
 
 use std::fmt::{Display, Write};
 
-use crate::fleet::handler_counters::{BOUNDS, Times};
+use crate::fleet::memory::counters::handler::{BOUNDS, Times};
 
 /// A text format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

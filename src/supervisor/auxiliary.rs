@@ -12,7 +12,7 @@
 //! - a variant of [`Kind`], with its row in each of its methods and in the functions below;
 //! - what it is given and runs, in `spawn::auxiliary`.
 //!
-//! Its code begins with [`stand_by`](crate::fleet::control::Channel::stand_by), and obeys `Drain`, `Stop`, `Quit` and the end of
+//! Its code begins with [`stand_by`](crate::fleet::sockets::control::Channel::stand_by), and obeys `Drain`, `Stop`, `Quit` and the end of
 //! the channel. Its confinement is chosen in `child`; what needs the rights of the supervisor (a private key) is opened
 //! before that, there.
 
@@ -30,9 +30,9 @@ use super::role::{Kind, Role};
 use super::{Flow, Supervisor, spawn};
 use crate::clock;
 use crate::exit::Exit;
-use crate::fleet::control::Command;
-use crate::fleet::gateway_queue::{self, Salt};
-use crate::fleet::socket_queue::SocketQueue;
+use crate::fleet::sockets::control::Command;
+use crate::fleet::sockets::gateway_queue::{self, Salt};
+use crate::fleet::sockets::queue::SocketQueue;
 use crate::time::Instant;
 
 /// How many processes of a kind a generation has.
@@ -319,7 +319,7 @@ impl Supervisor {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::fleet::control::Channel;
+    use crate::fleet::sockets::control::Channel;
     use crate::supervisor::processes::Process;
 
     /// A pid that no process has.

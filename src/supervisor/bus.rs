@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::bus;
+use crate::bus::baton::Baton;
 use crate::bus::hub::Limits;
 use crate::config::{Config, Pool};
-use crate::fleet::baton::Baton;
-use crate::fleet::bus_counters::BusCounters;
+use crate::fleet::memory::counters::bus::BusCounters;
 use crate::fleet::routes::Routes;
-use crate::fleet::socket_queue::SocketQueue;
+use crate::fleet::sockets::queue::SocketQueue;
 
 /// Connections of a pool beyond two for each process, which a reload replaces.
 const SPARE: usize = 16;

@@ -7,7 +7,7 @@ use super::Supervisor;
 use super::errand::Outbox;
 use super::generation::{Generation, Stamp, stamps};
 use super::role::Errand;
-use crate::fleet::handover::Received;
+use crate::fleet::sockets::handover::Received;
 
 /// A certificate and its key may be replaced one after the other: they are read when so many looks, a second apart, have found
 /// nothing new.

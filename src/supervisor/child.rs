@@ -20,11 +20,12 @@ use super::role::Kind;
 use crate::config::Config;
 use crate::confine::Confinement;
 use crate::exit::Exit;
-use crate::fleet::control::{Channel, Report};
-use crate::fleet::memory::Part;
-use crate::fleet::scoreboard::Place;
-use crate::fleet::shared::Shared;
-use crate::fleet::{process_title, wipe};
+use crate::fleet::memory::layout::Part;
+use crate::fleet::memory::scoreboard::Place;
+use crate::fleet::memory::shared::Shared;
+use crate::fleet::process::title;
+use crate::fleet::process::wipe;
+use crate::fleet::sockets::control::{Channel, Report};
 use crate::service::{self, daemonize};
 use crate::{log as sink, metrics, worker};
 
@@ -175,7 +176,7 @@ fn failed(name: &str, error: &io::Error) -> i32 {
 }
 
 fn set_name(name: &str) {
-    process_title::set(name);
+    title::set(name);
     sink::set_process(name);
 }
 

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::death::{Death, kind_name};
 use crate::ffi::callback_name;
-use crate::fleet::crash::Spot;
+use crate::fleet::memory::crash::Spot;
 
 /// The most records in a directory; the oldest make way.
 pub const MOST: usize = 100;

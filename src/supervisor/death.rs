@@ -9,8 +9,8 @@ use rustix::process::{WaitOptions, waitpid};
 use super::plural;
 use crate::ffi::callback_name;
 use crate::ffi::guarded;
-use crate::fleet::crash::{EXIT, HANG};
-use crate::fleet::crash_report::{Facts, Message};
+use crate::fleet::memory::crash::{EXIT, HANG};
+use crate::fleet::memory::crash_report::{Facts, Message};
 use crate::fleet::routes::Route;
 
 /// How a process ended.
@@ -165,7 +165,7 @@ pub fn kind_name(kind: u32) -> &'static str {
 #[allow(clippy::unwrap_used)]
 pub(super) mod tests {
     use super::*;
-    use crate::fleet::crash::Spot;
+    use crate::fleet::memory::crash::Spot;
 
     pub fn route() -> Route {
         let (file, name) = ("/h/crash_wsh.so".into(), "crash".into());

@@ -11,7 +11,7 @@ use super::{Busy, Supervisor};
 use crate::clock;
 use crate::ctl::answer::{Draining, seconds};
 use crate::exit::Exit;
-use crate::fleet::bulletin::Readiness;
+use crate::fleet::memory::bulletin::Readiness;
 
 /// Over which time connections are closed if nobody says.
 const DEFAULT_TIME: Duration = Duration::from_secs(60);

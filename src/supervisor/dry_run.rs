@@ -6,7 +6,7 @@ use super::prepare::{find_handlers, internal, not_bound};
 use crate::config::{Config, Listen};
 use crate::confine;
 use crate::exit::Exit;
-use crate::fleet::listener;
+use crate::fleet::sockets::listener;
 use crate::gateway;
 use crate::log::{Destination, Settings as LogSettings};
 use crate::service::start_signals::StartSignals;

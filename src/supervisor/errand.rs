@@ -19,8 +19,9 @@ use super::role::{Errand, Role};
 use super::spawn::{Forked, fork_child};
 use crate::clock;
 use crate::exit::Exit;
-use crate::fleet::control::Channel;
-use crate::fleet::{handover, process_title};
+use crate::fleet::process::title;
+use crate::fleet::sockets::control::Channel;
+use crate::fleet::sockets::handover;
 
 /// How long an errand may take, or be silent.
 const ERRAND: Duration = Duration::from_secs(10);
@@ -74,7 +75,7 @@ impl Supervisor {
             }
             Forked::Child { .. } => {
                 let _ = set_pdeathsig(Signal::SIGKILL);
-                process_title::set(errand.name());
+                title::set(errand.name());
                 let work = || {
                     fcntl(&theirs, FcntlArg::F_SETFL(OFlag::empty()))?; // it may wait for the supervisor
                     work(&Outbox(theirs))

@@ -11,11 +11,11 @@ use super::policy::rolling_restart::Step;
 use crate::auth::Authentication;
 use crate::config::gateway::Protocol;
 use crate::config::{Binding, Cgi, Config, Listen, Pool};
-use crate::fleet::inbox;
-use crate::fleet::listener::{self, BindError, Listener};
+use crate::fleet::memory::scoreboard::Place;
 use crate::fleet::routes::{self, Route, Routes};
-use crate::fleet::scoreboard::Place;
-use crate::fleet::socket_queue::SocketQueue;
+use crate::fleet::sockets::inbox;
+use crate::fleet::sockets::listener::{self, BindError, Listener};
+use crate::fleet::sockets::queue::SocketQueue;
 use crate::log::Settings as LogSettings;
 
 /// Length of the kernel's queue of clients that ask for metrics.

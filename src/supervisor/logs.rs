@@ -12,8 +12,8 @@ use super::Supervisor;
 use super::errand::Outbox;
 use super::role::Errand;
 use crate::clock;
-use crate::fleet::control::Command;
-use crate::fleet::handover::Received;
+use crate::fleet::sockets::control::Command;
+use crate::fleet::sockets::handover::Received;
 use crate::log::{self as sink, Level, LogKind};
 use crate::time::Instant;
 

@@ -15,9 +15,9 @@ use super::policy::slots::Event;
 use super::processes::Process;
 use super::role::Role;
 use crate::clock;
-use crate::fleet::control::Command;
-use crate::fleet::datagram::{self, MAX_FDS};
-use crate::fleet::scoreboard::State;
+use crate::fleet::memory::scoreboard::State;
+use crate::fleet::sockets::control::Command;
+use crate::fleet::sockets::datagram::{self, MAX_FDS};
 use crate::time::Instant;
 
 /// The slot's own worker has this long to start.

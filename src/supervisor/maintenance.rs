@@ -15,9 +15,9 @@ use super::policy::rolling_restart::{Event, Step};
 use super::role::Role;
 use super::{Supervisor, logs};
 use crate::config::Wear;
-use crate::fleet::control::Command;
-use crate::fleet::proc;
-use crate::fleet::scoreboard::State;
+use crate::fleet::memory::scoreboard::State;
+use crate::fleet::process::proc;
+use crate::fleet::sockets::control::Command;
 use crate::time::Instant;
 
 /// How often loads are compared after a worker has started, and for how long.

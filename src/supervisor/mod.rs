@@ -62,10 +62,10 @@ use crate::clock;
 use crate::config::Config;
 use crate::control::Control;
 use crate::exit::Exit;
-use crate::fleet::bulletin::Readiness;
-use crate::fleet::control::Command;
-use crate::fleet::process_title;
-use crate::fleet::shared::Shared;
+use crate::fleet::memory::bulletin::Readiness;
+use crate::fleet::memory::shared::Shared;
+use crate::fleet::process::title;
+use crate::fleet::sockets::control::Command;
 use crate::log::Destination;
 use crate::service::daemonize::{self, Daemon};
 use crate::service::listen_fds::Passed;
@@ -94,8 +94,8 @@ pub struct Origin {
 
 /// Serves until told to stop. Errors are in the log; the result is the exit code. A forked child does not return.
 pub fn run(mut config: Config, mut origin: Origin) -> Exit {
-    config.daemon.instance.iter().for_each(|name| process_title::set_instance(name));
-    process_title::set("supervisor");
+    config.daemon.instance.iter().for_each(|name| title::set_instance(name));
+    title::set("supervisor");
     crate::log::set_process("supervisor");
     let file = config.file.as_ref().map(|file| format!("configuration file {}", file.display()));
     let file = file.as_deref().unwrap_or("no configuration file");

@@ -17,8 +17,8 @@ use super::role::Role;
 
 use crate::clock;
 use crate::config::Processes;
-use crate::fleet::control::{Channel, Command, Report};
-use crate::fleet::scoreboard::{Place, Slot, State};
+use crate::fleet::memory::scoreboard::{Place, Slot, State};
+use crate::fleet::sockets::control::{Channel, Command, Report};
 use crate::time::Instant;
 
 /// A process that has not told its pid after this is given up.

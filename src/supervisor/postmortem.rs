@@ -21,11 +21,11 @@ use crate::clock;
 use crate::config;
 use crate::exit::Exit;
 use crate::ffi::is_start;
-use crate::fleet::breakers::{BreakerState, CircuitBreaker};
-use crate::fleet::counters::DEATHS;
-use crate::fleet::crash_report::{self, Facts, Message};
-use crate::fleet::current_call::CurrentCall;
-use crate::fleet::scoreboard::State;
+use crate::fleet::memory::breakers::{BreakerState, CircuitBreaker};
+use crate::fleet::memory::counters::DEATHS;
+use crate::fleet::memory::crash_report::{self, Facts, Message};
+use crate::fleet::memory::current_call::CurrentCall;
+use crate::fleet::memory::scoreboard::State;
 use crate::time::Instant;
 
 /// A process without connections that is younger than this when a thread of a handler ends it has not served: the next

@@ -15,10 +15,10 @@ use rustix::process::{WaitId, WaitIdOptions, waitid};
 use super::policy::liveness::Pulse;
 use super::relay::Source;
 use super::role::Role;
-use crate::fleet::control::{Channel, Command};
-use crate::fleet::handover::Received;
-use crate::fleet::inbox;
-use crate::fleet::socket_queue::SocketQueue;
+use crate::fleet::sockets::control::{Channel, Command};
+use crate::fleet::sockets::handover::Received;
+use crate::fleet::sockets::inbox;
+use crate::fleet::sockets::queue::SocketQueue;
 use crate::time::{Instant, Rate};
 
 /// What the log says that a late process did not do: it was told to exit.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::net::sockopt::set_socket_passcred;
 
-use crate::fleet::datagram::{self, Datagram};
+use crate::fleet::sockets::datagram::{self, Datagram};
 use crate::time::{Instant, Rate};
 
 /// Lines that a process may have written in a second; a long one counts as several.

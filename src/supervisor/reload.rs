@@ -15,8 +15,8 @@ use super::role::{Errand, Role};
 use super::rolling::Reload;
 use super::{Supervisor, plural};
 use crate::clock;
-use crate::fleet::handover::Received;
-use crate::fleet::scoreboard::Place;
+use crate::fleet::memory::scoreboard::Place;
+use crate::fleet::sockets::handover::Received;
 use crate::log as sink;
 
 impl Supervisor {

@@ -12,9 +12,9 @@ use super::role::Role;
 use super::{Supervisor, errand};
 use crate::clock;
 use crate::exit::Exit;
-use crate::fleet::control::Report;
+use crate::fleet::memory::scoreboard::START;
 use crate::fleet::routes::Route;
-use crate::fleet::scoreboard::START;
+use crate::fleet::sockets::control::Report;
 use crate::time::Instant;
 
 /// Reports that are read of a process before others get their turn.

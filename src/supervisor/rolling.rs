@@ -13,8 +13,8 @@ use super::policy::slots;
 use super::role::Role;
 use super::{Flow, Supervisor, spawn};
 use crate::clock;
-use crate::fleet::control::Command;
-use crate::fleet::scoreboard::{Place, State};
+use crate::fleet::memory::scoreboard::{Place, State};
+use crate::fleet::sockets::control::Command;
 use crate::log as sink;
 
 /// A worker has this long to begin to leave when it is told to; a handler that hangs is ended before.

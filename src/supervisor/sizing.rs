@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::Supervisor;
 use super::policy::rolling_restart::{Event, Step};
 use crate::ctl::request::Change;
-use crate::fleet::scoreboard::Place;
+use crate::fleet::memory::scoreboard::Place;
 
 /// In a pool, by command.
 const MOST_WORKERS: usize = 1024;

@@ -19,9 +19,9 @@ use super::role::{Kind, Role};
 use super::{Flow, LoopEnd, Supervisor};
 use crate::clock;
 use crate::exit::Exit;
-use crate::fleet::control::Channel;
-use crate::fleet::inbox;
-use crate::fleet::scoreboard::{START, State};
+use crate::fleet::memory::scoreboard::{START, State};
+use crate::fleet::sockets::control::Channel;
+use crate::fleet::sockets::inbox;
 use crate::gateway::{self, Gateway};
 use crate::{bus, cgi, metrics, worker};
 

@@ -33,12 +33,12 @@ use super::spawn::{Forked, fork_child};
 use super::{Busy, Supervisor};
 
 use crate::clock;
-use crate::fleet::gateway_queue::FORMAT as QUEUE_FORMAT;
-use crate::fleet::handover::{self, Received};
-use crate::fleet::inbox::FORMAT;
-use crate::fleet::listener::{self, Listen, Listener};
-use crate::fleet::scoreboard::{Place, START};
-use crate::fleet::socket_queue::SocketQueue;
+use crate::fleet::memory::scoreboard::{Place, START};
+use crate::fleet::sockets::gateway_queue::FORMAT as QUEUE_FORMAT;
+use crate::fleet::sockets::handover::{self, Received};
+use crate::fleet::sockets::inbox::FORMAT;
+use crate::fleet::sockets::listener::{self, Listen, Listener};
+use crate::fleet::sockets::queue::SocketQueue;
 use crate::service::notify::Notify;
 
 /// Names the descriptor that the old executable has left for the new one.

@@ -14,10 +14,10 @@ use super::processes::{EXIT, GRACE, Late, Process};
 use super::role::{Errand, Role};
 use super::{Flow, Supervisor, logs, spawn};
 use crate::clock;
-use crate::fleet::control::Command;
-use crate::fleet::counters::{HandlerEntry, OTHER, PlaceCounters};
-use crate::fleet::handover::Received;
-use crate::fleet::scoreboard::{MAX_SLOTS, Place};
+use crate::fleet::memory::counters::{HandlerEntry, OTHER, PlaceCounters};
+use crate::fleet::memory::scoreboard::{MAX_SLOTS, Place};
+use crate::fleet::sockets::control::Command;
+use crate::fleet::sockets::handover::Received;
 use crate::time::Instant;
 
 impl Supervisor {

@@ -2,8 +2,8 @@
 
 use socket2::Socket;
 
-use crate::fleet::control::Report;
-use crate::fleet::scoreboard::{Fault, State};
+use crate::fleet::memory::scoreboard::{Fault, State};
+use crate::fleet::sockets::control::Report;
 use crate::worker::Worker;
 use crate::worker::conn::record::foreign::Arrival;
 use crate::worker::crash::rescue;

@@ -6,9 +6,9 @@ use std::rc::Rc;
 
 use ::ws_handler::raw::WS_BY_HOST;
 
-use crate::fleet::bulletin::Readiness;
-use crate::fleet::control::{Command, Report};
-use crate::fleet::scoreboard::{Slot, State};
+use crate::fleet::memory::bulletin::Readiness;
+use crate::fleet::memory::scoreboard::{Slot, State};
+use crate::fleet::sockets::control::{Command, Report};
 use crate::proto::ws::close;
 use crate::worker::Worker;
 use crate::worker::conn::listing;

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::fleet::bulletin::Readiness;
+use crate::fleet::memory::bulletin::Readiness;
 use crate::time::Instant;
 use crate::worker::Worker;
 

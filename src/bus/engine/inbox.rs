@@ -10,8 +10,8 @@ use bytes::Bytes;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::commands::{Key, Message};
-use crate::fleet::bus_counters::BusCounters;
-use crate::fleet::bus_wire::MAX_MESSAGE;
+use crate::fleet::memory::counters::bus::BusCounters;
+use crate::fleet::sockets::bus_wire::MAX_MESSAGE;
 use crate::proto::ws::utf8;
 
 /// Bytes of messages taken in one turn of the bus; the last one may exceed it.

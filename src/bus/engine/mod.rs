@@ -27,8 +27,8 @@ use self::interest::Interest;
 use self::session::Session;
 use crate::clock;
 use crate::config::bus::Engine as Settings;
-use crate::fleet::bus_counters::BusCounters;
-use crate::fleet::bus_wire;
+use crate::fleet::memory::counters::bus::BusCounters;
+use crate::fleet::sockets::bus_wire;
 use crate::time::Instant;
 
 /// Time for the last messages to reach the engine when the bus exits.

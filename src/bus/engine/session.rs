@@ -15,7 +15,7 @@ use super::inbox::Inbox;
 use super::nats::Nats;
 use super::redis::Redis;
 use crate::config::bus::{Engine as Settings, Kind};
-use crate::fleet::bus_counters::BusCounters;
+use crate::fleet::memory::counters::bus::BusCounters;
 
 /// Timeout of connecting, all servers together.
 const CONNECT: Duration = Duration::from_secs(15);

@@ -5,7 +5,7 @@
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use crate::fleet::bus_wire::split_key;
+use crate::fleet::sockets::bus_wire::split_key;
 
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'/');
 
@@ -22,7 +22,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::fleet::bus_wire::key_of;
+    use crate::fleet::sockets::bus_wire::key_of;
 
     #[test]
     fn special_characters_are_encoded() {

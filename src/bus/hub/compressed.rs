@@ -3,7 +3,7 @@
 //! Bounded, since it delays the messages of all pools. A worker compresses the messages that the bus does not.
 
 use super::{Subscriber, Topic};
-use crate::fleet::bus_wire::{Form, Message};
+use crate::fleet::sockets::bus_wire::{Form, Message};
 use crate::proto::ws::deflate::codec::{Codecs, compress_alone};
 
 /// Forms that a worker can request for a topic; others are ignored.

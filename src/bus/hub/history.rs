@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::{COST, Hub, Topic, UNUSED};
-use crate::fleet::bus_wire::{self, Incoming, Message};
+use crate::fleet::sockets::bus_wire::{self, Incoming, Message};
 use crate::time::Instant;
 
 /// A message that is kept.

@@ -1,5 +1,5 @@
 use super::*;
-use crate::fleet::bus_wire::Incoming;
+use crate::fleet::sockets::bus_wire::Incoming;
 
 const LIMITS: Limits = Limits { queue: 1000, history: 2000, age: Duration::from_secs(10), topics: 2 };
 const KEY: &str = "/chat\0room";

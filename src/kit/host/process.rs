@@ -23,8 +23,8 @@ use nix::unistd::{ForkResult, Pid, dup2_stdin, fork as fork_process, getpid, get
 
 use crate::clock;
 use crate::exit::Exit;
-use crate::fleet::orphans;
-pub use crate::fleet::orphans::adopt as adopt_orphans;
+use crate::fleet::process::orphans;
+pub use crate::fleet::process::orphans::adopt as adopt_orphans;
 use crate::supervisor::death::Cause;
 
 /// Interval of polling the end of a process.

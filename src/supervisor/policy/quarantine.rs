@@ -21,8 +21,8 @@ use std::time::Duration;
 
 use super::backoff::doubled;
 use crate::config;
-use crate::fleet::breakers::BreakerState;
-use crate::fleet::crash::UNATTRIBUTED;
+use crate::fleet::memory::breakers::BreakerState;
+use crate::fleet::memory::crash::UNATTRIBUTED;
 use crate::time::Instant;
 
 /// The longest quarantine, unless the first one is configured to be longer.

@@ -8,7 +8,7 @@
 
 use std::collections::VecDeque;
 
-use crate::fleet::scoreboard::Place;
+use crate::fleet::memory::scoreboard::Place;
 
 /// A worker to be started, one to be retired in its favour, or both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::fleet::addresses::{Network, network_of};
+use crate::fleet::memory::addresses::{Network, network_of};
 use crate::log::{LeftOut, Limit};
 use crate::time::Instant;
 

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::config::SPARE_DESCRIPTORS;
-use crate::fleet::scoreboard::{Fault, Scoreboard, Slot};
+use crate::fleet::memory::scoreboard::{Fault, Scoreboard, Slot};
 
 /// Of the spare descriptors those for what the supervisor sends: they are not given up for connections.
 const FOR_COMMANDS: usize = 2;

@@ -4,10 +4,10 @@
 use crate::clock;
 use crate::ffi::call::Handler;
 use crate::ffi::place::Callback;
-use crate::fleet::counters::{Counters, Lane, NONE, OTHER, PlaceCounters};
-use crate::fleet::handler_counters::{HandlerCounters, Times};
+use crate::fleet::memory::counters::handler::{HandlerCounters, Times};
+use crate::fleet::memory::counters::{Counters, Lane, NONE, OTHER, PlaceCounters};
+use crate::fleet::memory::scoreboard::Place;
 use crate::fleet::routes::Routes;
-use crate::fleet::scoreboard::Place;
 use crate::time::{Instant, TurnStart};
 
 /// The counters of this process. Those of a handler are found by its number in the routes.

@@ -6,8 +6,8 @@
 use std::cell::Cell;
 use std::sync::atomic::Ordering;
 
-use crate::fleet::control::{Channel, Report};
-use crate::fleet::scoreboard::{Scoreboard, Slot};
+use crate::fleet::memory::scoreboard::{Scoreboard, Slot};
+use crate::fleet::sockets::control::{Channel, Report};
 
 pub struct Presence {
     pub pid: i32,

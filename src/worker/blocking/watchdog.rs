@@ -15,8 +15,8 @@ use nix::unistd::{Pid, gettid};
 use crate::clock;
 use crate::config::Config;
 use crate::ffi::place::{self, Callback};
+use crate::fleet::memory::scoreboard::Slot;
 use crate::fleet::routes::Routes;
-use crate::fleet::scoreboard::Slot;
 use crate::worker::crash::traps;
 
 /// What the thread of a blocking handler shows of itself.

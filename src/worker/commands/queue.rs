@@ -341,8 +341,10 @@ mod tests {
     use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
     use super::*;
-    use crate::fleet::memory::{Audience, Memory};
-    use crate::fleet::{counters::Counters, routes::Routes, scoreboard::Place};
+    use crate::fleet::memory::counters::Counters;
+    use crate::fleet::memory::layout::{Audience, Memory};
+    use crate::fleet::memory::scoreboard::Place;
+    use crate::fleet::routes::Routes;
 
     fn metrics() -> Metrics {
         let memory = Memory::create();

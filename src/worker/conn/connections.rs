@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{Config, HandlerSettings};
-use crate::fleet::addresses::Addresses;
+use crate::fleet::memory::addresses::Addresses;
 use crate::fleet::routes::Routes;
 use crate::proto::ws::deflate::codec::Codecs;
 use crate::time::Instant;

@@ -8,8 +8,8 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
-use crate::fleet::datagram::{self, Datagram, MAX_FDS};
-use crate::fleet::inbox::{FORMAT, MAX_BYTES, Parcel};
+use crate::fleet::sockets::datagram::{self, Datagram, MAX_FDS};
+use crate::fleet::sockets::inbox::{FORMAT, MAX_BYTES, Parcel};
 use crate::worker::conn::places::RawPlaces;
 use crate::worker::conn::record::{NOTHING, Record, flags};
 
@@ -234,7 +234,7 @@ fn next_entry<'a>(bytes: &mut &'a [u8]) -> Option<Entry<'a>> {
 
 #[cfg(test)]
 mod tests {
-    use crate::fleet::inbox::next_fds;
+    use crate::fleet::sockets::inbox::next_fds;
     use crate::worker::conn::record::{Records, Strings};
     use std::os::fd::{AsFd, AsRawFd};
 
@@ -242,7 +242,7 @@ mod tests {
 
     #[test]
     fn an_entry_arrives_as_it_was_sent() {
-        let inbox = crate::fleet::inbox::create().unwrap();
+        let inbox = crate::fleet::sockets::inbox::create().unwrap();
         let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         let mut records = Records::map(3).unwrap();
         let read = records.get_mut(2).unwrap();

@@ -10,7 +10,7 @@ use socket2::{SockAddr, Socket};
 
 use crate::ffi::host::{ABSENT, Address, ConnectionInfo, End, Fact, Number, followed_by_nul, terminated};
 use crate::ffi::place::{Callback, place};
-use crate::fleet::facts::Facts;
+use crate::fleet::sockets::facts::Facts;
 use crate::proto::ws::deflate::negotiate::Params;
 use crate::worker::conn::channel::{Agreed, PeerClose};
 use crate::worker::conn::record::{Record, Strings};

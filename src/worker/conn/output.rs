@@ -4,7 +4,7 @@ use std::net::Shutdown;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-use crate::fleet::facts::Facts;
+use crate::fleet::sockets::facts::Facts;
 use crate::http::{Body, Response};
 use crate::worker::conn::connections::Conns;
 use crate::worker::conn::places::Places;

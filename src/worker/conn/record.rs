@@ -11,7 +11,7 @@ pub mod foreign;
 use std::mem::offset_of;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::fleet::addresses::Mark;
+use crate::fleet::memory::addresses::Mark;
 use crate::fleet::peer::Peer;
 use crate::proto::ws::deflate::codec::Deflate;
 use crate::proto::ws::deflate::negotiate::Params;

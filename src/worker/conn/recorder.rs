@@ -13,7 +13,7 @@ use std::time::Duration;
 use ::ws_handler::raw::*;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use crate::fleet::datagram;
+use crate::fleet::sockets::datagram;
 use crate::time::Instant;
 use crate::worker::conn::connections::Conns;
 use crate::worker::conn::request::Request;

@@ -6,7 +6,7 @@ use ::ws_handler::raw::*;
 use socket2::Socket;
 
 use crate::ffi::host::Payload;
-use crate::fleet::handler_counters::HandlerCounters;
+use crate::fleet::memory::counters::handler::HandlerCounters;
 use crate::proto::ws::connection::{Connection, Io, Kind, Send, SendError};
 use crate::worker::commands::queue::{Counted, ThreadCommand, cost};
 use crate::worker::conn::connections::{Conns, Core};

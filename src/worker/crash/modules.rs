@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::fleet::crash::Spot;
+use crate::fleet::memory::crash::Spot;
 use crate::worker::base::memory::{self, Pages};
 
 /// Mappings with code that are listed, at most; of others only the address is reported.

@@ -5,9 +5,9 @@
 use std::cell::Cell;
 use std::ffi::c_void;
 
-use crate::fleet::crash::CrashFacts;
-use crate::fleet::crash_report::{self, CrashReport};
-use crate::fleet::current_call::{CurrentCall, Message};
+use crate::fleet::memory::crash::CrashFacts;
+use crate::fleet::memory::crash_report::{self, CrashReport};
+use crate::fleet::memory::current_call::{CurrentCall, Message};
 use crate::worker::base::memory;
 use crate::worker::conn::record::Record;
 use crate::worker::crash::modules::{CodePlace, Modules};

@@ -12,10 +12,10 @@ use std::{io, mem};
 
 use crate::clock;
 use crate::ffi::place::Callback;
-use crate::fleet::control::CRASHED;
-use crate::fleet::crash::CrashFacts;
+use crate::fleet::memory::crash::CrashFacts;
+use crate::fleet::memory::scoreboard::Slot;
 use crate::fleet::peer::Peer;
-use crate::fleet::scoreboard::Slot;
+use crate::fleet::sockets::control::CRASHED;
 use crate::worker::crash::modules::Modules;
 use crate::worker::crash::report::{Collector, Registers};
 use crate::worker::crash::{rescue, traps};

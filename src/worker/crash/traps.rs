@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use crate::ffi::place::{CallContext, place, watch_forks};
-use crate::fleet::crash::{EXIT, HANG};
+use crate::fleet::memory::crash::{EXIT, HANG};
 use crate::time::Instant;
 use crate::worker::crash::report::Registers;
 use crate::worker::crash::rescue::{handler_name, rescue};

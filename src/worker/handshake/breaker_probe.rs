@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use crate::fleet::breakers::Decision;
+use crate::fleet::memory::breakers::Decision;
 use crate::time::Instant;
 use crate::worker::conn::table::Phase;
 use crate::worker::handshake::Handshakes;

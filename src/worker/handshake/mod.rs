@@ -8,7 +8,7 @@ pub mod request;
 
 use std::cell::RefCell;
 
-use crate::fleet::breakers::Breakers;
+use crate::fleet::memory::breakers::Breakers;
 use crate::http::Site;
 use crate::worker::conn::connections::Conns;
 use crate::worker::conn::handshake::Registry;

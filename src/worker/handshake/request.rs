@@ -11,7 +11,7 @@ use socket2::Socket;
 use crate::cgi::covers;
 use crate::config::{Console, ListenerSettings};
 use crate::ffi::place::Callback;
-use crate::fleet::addresses::Permit;
+use crate::fleet::memory::addresses::Permit;
 use crate::http;
 use crate::proto::http1::head::{self, Head, Parsed};
 use crate::proto::ws::handshake::{self, is_upgrade};

@@ -9,7 +9,7 @@ use ::ws_handler::raw::*;
 
 use crate::clock;
 use crate::ffi::host::{ABSENT, ConnectionInfo, Host, Payload, Task, User};
-use crate::fleet::current_call::CurrentCall;
+use crate::fleet::memory::current_call::CurrentCall;
 use crate::proto::ws::close;
 use crate::worker::conn::channel::PeerClose;
 use crate::worker::conn::connections::Conns;

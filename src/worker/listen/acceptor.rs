@@ -24,9 +24,9 @@ use nix::sys::stat::fstat;
 use socket2::{SockRef, Socket};
 
 use crate::clock;
-use crate::fleet::gateway_queue::{MAX_PREAMBLE, Preamble};
-use crate::fleet::listener::{Listener, is_of_connection};
-use crate::fleet::scoreboard::Fault;
+use crate::fleet::memory::scoreboard::Fault;
+use crate::fleet::sockets::gateway_queue::{MAX_PREAMBLE, Preamble};
+use crate::fleet::sockets::listener::{Listener, is_of_connection};
 use crate::time::Instant;
 use crate::worker::base::descriptors::Descriptors;
 use crate::worker::base::poll::{LISTENER, Poll};

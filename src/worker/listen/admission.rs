@@ -14,7 +14,7 @@ use strum::VariantArray;
 
 use crate::clock;
 use crate::config::{Config, HandlerSettings};
-use crate::fleet::addresses::{Limiter, Mark, Permit};
+use crate::fleet::memory::addresses::{Limiter, Mark, Permit};
 use crate::fleet::refusal::Refusal;
 use crate::http::{self, Body, Response};
 use crate::log::Limit;

@@ -9,8 +9,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::process::{PidfdFlags, getppid, pidfd_open};
 
-use crate::fleet::listener::Listener;
-use crate::fleet::scoreboard::Scoreboard;
+use crate::fleet::memory::scoreboard::Scoreboard;
+use crate::fleet::sockets::listener::Listener;
 
 /// It needs little, and calls no handler.
 const STACK: usize = 64 * 1024;

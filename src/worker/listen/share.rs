@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::clock;
-use crate::fleet::scoreboard::{Fault, Scoreboard, Slot, State};
+use crate::fleet::memory::scoreboard::{Fault, Scoreboard, Slot, State};
 
 /// A worker whose loop has not turned for so long is not waited for.
 const STALE: Duration = Duration::from_secs(3);

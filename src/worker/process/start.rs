@@ -6,13 +6,13 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use crate::config::Config;
-use crate::fleet::control::Channel;
-use crate::fleet::crash_report::CrashReport;
-use crate::fleet::listener::Listener;
+use crate::fleet::memory::crash_report::CrashReport;
+use crate::fleet::memory::scoreboard::Slot;
+use crate::fleet::memory::shared::Shared;
 use crate::fleet::routes::Routes;
-use crate::fleet::scoreboard::Slot;
-use crate::fleet::shared::Shared;
-use crate::fleet::socket_queue::SocketQueue;
+use crate::fleet::sockets::control::Channel;
+use crate::fleet::sockets::listener::Listener;
+use crate::fleet::sockets::queue::SocketQueue;
 use crate::worker::base::memory;
 use crate::worker::host::handlers::Loaded;
 

@@ -12,9 +12,9 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork, getpid};
 
 use crate::ffi::call;
-use crate::fleet::control::{Channel, Command, Report};
-use crate::fleet::scoreboard::State;
-use crate::fleet::socket_queue::SocketQueue;
+use crate::fleet::memory::scoreboard::State;
+use crate::fleet::sockets::control::{Channel, Command, Report};
+use crate::fleet::sockets::queue::SocketQueue;
 use crate::worker::host::handlers::Loaded;
 use crate::worker::process::start::Start;
 

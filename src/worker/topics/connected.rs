@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 
-use crate::fleet::bus_wire::{Form, Incoming, Notice};
+use crate::fleet::sockets::bus_wire::{Form, Incoming, Notice};
 use crate::worker::base::poll::READABLE;
 
 /// Bytes read at a time.

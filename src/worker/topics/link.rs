@@ -13,9 +13,9 @@ use ::ws_handler::raw::*;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 use crate::clock;
-use crate::fleet::bus_wire::{FORMAT, Form, Notice};
-use crate::fleet::control::{Channel, Report};
-use crate::fleet::datagram;
+use crate::fleet::sockets::bus_wire::{FORMAT, Form, Notice};
+use crate::fleet::sockets::control::{Channel, Report};
+use crate::fleet::sockets::datagram;
 use crate::proto::ws::connection::{Broadcast, Kind};
 use crate::time::Instant;
 use crate::worker::base::poll::{BUS, READABLE, WRITABLE};

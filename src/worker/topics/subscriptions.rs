@@ -12,8 +12,10 @@ use rustix::net::{SendFlags, send};
 use crate::clock;
 use crate::config::TopicBounds;
 use crate::ffi::topics::Topics;
-use crate::fleet::bus_wire::{Incoming, MAX_MESSAGE, Message, Outgoing, Request, checked_name, key_of};
-use crate::fleet::handler_counters::Count;
+use crate::fleet::memory::counters::handler::Count;
+use crate::fleet::sockets::bus_wire::{
+    Incoming, MAX_MESSAGE, Message, Outgoing, Request, checked_name, key_of,
+};
 use crate::proto::ws::utf8;
 use crate::worker::base::metrics::Metrics;
 use crate::worker::commands::queue::{CommandQueue, Counted, ThreadCommand};

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 
-use crate::fleet::bus_wire::{Form, Request, key_of, split_key};
+use crate::fleet::sockets::bus_wire::{Form, Request, key_of, split_key};
 use crate::worker::conn::broadcasting::Sharing;
 use crate::worker::topics::travelling::{Subscription, Traveller, Travelling};
 

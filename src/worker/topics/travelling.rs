@@ -1,6 +1,6 @@
 //! Subscriptions that move between workers, as bytes in the record of their connection.
 
-use crate::fleet::bus_wire::MAX_NAME;
+use crate::fleet::sockets::bus_wire::MAX_NAME;
 
 /// One connection's subscription to one topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

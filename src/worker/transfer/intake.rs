@@ -4,8 +4,8 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use crate::fleet::inbox;
-use crate::fleet::socket_queue::SocketQueue;
+use crate::fleet::sockets::inbox;
+use crate::fleet::sockets::queue::SocketQueue;
 use crate::worker::base::descriptors::Descriptors;
 use crate::worker::base::poll::{INBOX, Poll};
 use crate::worker::conn::handoff::{Arrivals, Entry};

@@ -9,7 +9,7 @@ use socket2::Socket;
 
 use crate::auth::User;
 use crate::config::ListenerSettings;
-use crate::fleet::control::Report;
+use crate::fleet::sockets::control::Report;
 use crate::proto::http1::head::{self, Parsed};
 use crate::proto::ws::handshake;
 use crate::time::Instant;

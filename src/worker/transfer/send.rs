@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use ::ws_handler::raw::*;
 
 use crate::ffi::place::Callback;
-use crate::fleet::scoreboard::{Slot, State};
+use crate::fleet::memory::scoreboard::{Slot, State};
 use crate::time::Instant;
 use crate::worker::conn::handoff::{Beside, Purpose, unsent_of};
 use crate::worker::conn::record::{Record, flags};

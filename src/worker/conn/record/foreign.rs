@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 use super::{
     COVERED, HAS_FACTS, HAS_ORIGIN, HAS_PROTOCOL, HAS_PROXY_HEADER, Owned, RESUMED, Record, facts_in, sum,
 };
-use crate::fleet::addresses::Mark;
-use crate::fleet::facts::Facts;
+use crate::fleet::memory::addresses::Mark;
+use crate::fleet::sockets::facts::Facts;
 
 /// The highest level of the compressor (zlib).
 const MAX_LEVEL: u8 = 9;

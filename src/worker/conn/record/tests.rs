@@ -1,5 +1,5 @@
 use super::*;
-use crate::fleet::facts::Facts;
+use crate::fleet::sockets::facts::Facts;
 use crate::worker::conn::record::foreign::Arrival;
 
 fn strings(resource: &str) -> Strings<&[u8]> {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::fleet::bus_wire::Incoming;
+use crate::fleet::sockets::bus_wire::Incoming;
 
 const KEY: &str = "/chat\0room";
 const NOBODY: [u64; 0] = [];

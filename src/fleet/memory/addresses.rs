@@ -20,9 +20,9 @@ use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use strum::VariantArray;
 
-use super::memory::{Audience, Memory, PerPool};
-use super::refusal::Refusal;
+use super::layout::{Audience, Memory, PerPool};
 use super::region::Shareable;
+use crate::fleet::refusal::Refusal;
 
 /// Addresses whose connections a process can count: 8 in each line.
 const HELD: usize = 4096;

@@ -16,7 +16,7 @@ use strum::FromRepr;
 use super::bulletin::Bulletin;
 use super::crash::Crash;
 use super::current_call::CurrentCall;
-use super::memory::{Audience, Memory, Owner, PerPool};
+use super::layout::{Audience, Memory, Owner, PerPool};
 use super::region::Shareable;
 use crate::time::Instant;
 

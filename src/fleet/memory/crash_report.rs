@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::crash::{CrashFacts, Spot};
-use super::memory::{Audience, Memory, PerPool};
+use super::layout::{Audience, Memory, PerPool};
 
 /// The room of one slot.
 #[derive(Clone, Copy, Debug)]

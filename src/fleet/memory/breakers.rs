@@ -9,7 +9,7 @@ use std::io;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::memory::{Audience, Memory, Owner, PerPool};
+use super::layout::{Audience, Memory, Owner, PerPool};
 use super::region::Shareable;
 use crate::time::Instant;
 

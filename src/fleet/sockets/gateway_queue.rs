@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::datagram;
 use super::facts::{Facts, MAX_FACTS};
-use super::socket_queue::SocketQueue;
+use super::queue::SocketQueue;
 
 /// The form of a preamble: another number whenever it changes, so that different versions of the server do not misread
 /// each other.

@@ -16,7 +16,7 @@ use nix::unistd::{AccessFlags, Gid, Uid, access};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
-use super::routes::any_path;
+use crate::fleet::routes::any_path;
 
 /// Where to listen, as configured.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

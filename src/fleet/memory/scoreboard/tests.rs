@@ -5,7 +5,7 @@ use nix::unistd::{ForkResult, Pid, fork};
 
 use super::*;
 use crate::fleet::alone::is_alone;
-use crate::fleet::memory::Part;
+use crate::fleet::memory::layout::Part;
 use crate::fleet::peer::Peer;
 
 /// Runs `work` in a child process, which uses no memory but its own and the scoreboard.

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::peer::{Peer, PeerCell};
+use crate::fleet::peer::{Peer, PeerCell};
 use crate::time::Instant;
 
 /// Bytes of a message that are kept beside it, so that they can be told after a death that left no time.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 use super::cell::SharedCell;
-use super::peer::Peer;
+use crate::fleet::peer::Peer;
 
 /// The last crash of a process in a slot.
 #[derive(Debug, Default)]

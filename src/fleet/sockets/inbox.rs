@@ -15,7 +15,7 @@ use rustix::net::sockopt::set_socket_passcred;
 use rustix::net::{RecvFlags, recv};
 
 use super::datagram::MAX_FDS;
-use super::socket_queue::SocketQueue;
+use super::queue::SocketQueue;
 
 /// The form of what is in a datagram: another number whenever the description of a connection changes, so that
 /// different versions of the server do not misread each other. A datagram begins with it and the number of descriptors,
@@ -193,8 +193,8 @@ mod tests {
     use std::os::fd::{AsFd, AsRawFd};
     use std::os::unix::net::UnixStream;
 
-    use super::super::datagram::{Datagram, receive_all};
     use super::*;
+    use crate::fleet::sockets::datagram::{Datagram, receive_all};
 
     #[test]
     fn descriptors_and_bytes_arrive_together_and_in_order() {

@@ -5,13 +5,13 @@ use std::sync::atomic::AtomicU64;
 
 use super::addresses::Addresses;
 use super::breakers::Breakers;
-use super::bus_counters::BusCounters;
 use super::counters::Counters;
 use super::crash_report::CrashReports;
-use super::gateway_counters::GatewayCounters;
-use super::memory::{Audience, Memory, Owner, PROGRAMS, Part};
-use super::routes::Routes;
+use super::layout::{Audience, Memory, Owner, PROGRAMS, Part};
 use super::scoreboard::{MAX_SLOTS, Place, Scoreboard};
+use crate::fleet::memory::counters::bus::BusCounters;
+use crate::fleet::memory::counters::gateway::GatewayCounters;
+use crate::fleet::routes::Routes;
 
 /// The same in all processes, as far as they can see it.
 #[derive(Clone, Copy)]

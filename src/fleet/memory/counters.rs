@@ -8,15 +8,19 @@
 
 #![allow(unsafe_code)]
 
+pub mod bus;
+pub mod gateway;
+pub mod handler;
+
 use std::io;
 use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
+use self::handler::{Count, HandlerCounters, Times, Traffic};
 use super::cell::SharedCell;
-use super::handler_counters::{Count, HandlerCounters, Times, Traffic};
-use super::memory::{Audience, Memory, Owner, PerPool};
+use super::layout::{Audience, Memory, Owner, PerPool};
 use super::region::Shareable;
-use super::routes::Routes;
 use super::scoreboard::Place;
+use crate::fleet::routes::Routes;
 
 /// Ways in which processes die.
 pub const DEATHS: [&str; 5] = ["crash", "exit", "hang", "killed", "ended"];

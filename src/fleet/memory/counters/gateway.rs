@@ -6,8 +6,8 @@ use std::sync::atomic::AtomicU64;
 
 use strum::{IntoStaticStr, VariantArray};
 
-use super::handler_counters::Count;
-use super::region::Shareable;
+use super::handler::Count;
+use crate::fleet::memory::region::Shareable;
 
 /// Why a handshake did not come to its end. As a string: as the metrics name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]

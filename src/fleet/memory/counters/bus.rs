@@ -4,8 +4,8 @@
 
 use std::sync::atomic::AtomicU64;
 
-use super::handler_counters::Count;
-use super::region::Shareable;
+use super::handler::Count;
+use crate::fleet::memory::region::Shareable;
 
 /// Since the server was started.
 #[derive(Debug, Default)]
