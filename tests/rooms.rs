@@ -137,7 +137,7 @@ const WORKER: &[&str] = &[
 ];
 
 /// What is shared over a fork, likewise.
-const FLEET: &[&str] = &["sockets", "memory", "process", "routes", "refusal", "peer", "alone"];
+const FLEET: &[&str] = &["sockets", "memory", "process", "routes", "refusal", "peer"];
 
 /// The files of the supervisor, from the top down: each may use those below it, and the items of `mod.rs`.
 const SUPERVISOR: &[&str] = &[
@@ -276,6 +276,19 @@ fn upward_uses(outer: &str, inner: &[&str]) -> Vec<String> {
 fn inner_rooms_use_what_is_below_them() {
     let wrong = [upward_uses("worker", WORKER), upward_uses("fleet", FLEET)].concat();
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// wshd(7) has these lists, too, with a sentence for each.
+#[test]
+fn the_manual_has_the_inner_rooms_in_their_order() {
+    let manual = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("man/wshd.7")).unwrap();
+    let lists: Vec<Vec<&str>> = manual
+        .split(".Bd -literal -offset indent\n")
+        .filter_map(|after| after.split_once("\n.Ed"))
+        .map(|(list, _)| list.lines().filter_map(|line| line.split_whitespace().next()).collect())
+        .collect();
+    assert!(lists.contains(&WORKER.to_vec()), "{lists:#?}");
+    assert!(lists.contains(&FLEET.to_vec()), "{lists:#?}");
 }
 
 #[test]

@@ -1,8 +1,5 @@
 //! What both sides of fork share. Holds no policy: the supervisor plans, the worker serves.
 
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod alone;
 pub mod memory;
 pub mod peer;
 pub mod process;

@@ -159,7 +159,7 @@ mod tests {
     use nix::unistd::{ForkResult, fork};
 
     use super::*;
-    use crate::fleet::alone::is_alone;
+    use crate::fleet::process::alone::is_alone;
 
     /// How a child ends that does this.
     fn child(work: impl FnOnce() -> bool) -> WaitStatus {

@@ -7,7 +7,7 @@ use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork};
 
 use super::*;
-use crate::fleet::alone::is_alone;
+use crate::fleet::process::alone::is_alone;
 
 /// With two pools, each with so many rows.
 fn table(rows: usize) -> &'static Addresses {

@@ -4,7 +4,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 
 use super::*;
-use crate::fleet::alone::is_alone;
+use crate::fleet::process::alone::is_alone;
 use crate::fleet::memory::layout::Part;
 use crate::fleet::peer::Peer;
 
