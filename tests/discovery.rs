@@ -187,6 +187,7 @@ fn constructors_that_exit_or_crash() {
         ("raise(SIGSEGV);", "killed by signal 11 (SIGSEGV)"),
         ("*(volatile int *)8 = 1;", "killed by signal 11 (SIGSEGV)"),
         ("abort();", "killed by signal 6 (SIGABRT)"),
+        ("raise(SIGRTMIN);", "killed by signal 34"),
         ("exit(3);", "exited with status 3"),
         ("_exit(0);", "exited with status 0"),
     ] {

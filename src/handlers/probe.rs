@@ -3,14 +3,13 @@
 
 use std::io::{self, PipeReader, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{Signal, killpg};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpid};
 
 use super::message::{Answer, Answers, Offer, Request};
@@ -40,10 +39,10 @@ pub enum ProbeError {
     #[error("{0}")]
     Load(String),
     /// It killed the process it was in.
-    #[error("killed by signal {} ({}) {stage}, expected to return", *signal as i32, signal.as_str())]
+    #[error("killed by signal {signal}{} {stage}, expected to return", name_of(*signal))]
     Signal {
         /// By which signal.
-        signal: Signal,
+        signal: i32,
         /// When.
         stage: Stage,
     },
@@ -70,6 +69,11 @@ pub enum ProbeError {
     /// The system refused the probe; nothing is known about the plugin.
     #[error("cannot be probed: {0}")]
     System(String),
+}
+
+/// ` (SIGSEGV)`, or nothing: signals for real time have no name.
+fn name_of(signal: i32) -> String {
+    Signal::try_from(signal).map_or_else(|_| String::new(), |signal| format!(" ({signal})"))
 }
 
 /// What a plugin was doing.
@@ -104,8 +108,9 @@ pub struct Report {
 /// A probe that runs.
 #[derive(Debug)]
 pub struct Probe {
-    /// Also the number of its process group.
-    pid: Pid,
+    process: Child,
+    /// Its pid is also the number of this.
+    group: Pid,
     /// Whether it is to start the plugin, too.
     start: bool,
     /// None when it has been closed at the other end.
@@ -144,7 +149,7 @@ impl Probe {
         for pipe in [&answer, &log] {
             rustix::io::ioctl_fionbio(pipe, true)?;
         }
-        let child = Command::new(program)
+        let process = Command::new(program)
             .arg0(NAME[0])
             .arg(NAME[1])
             .arg(&request.file)
@@ -154,7 +159,8 @@ impl Probe {
             .process_group(0)
             .spawn()?;
         Ok(Self {
-            pid: Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?),
+            group: Pid::from_raw(i32::try_from(process.id()).map_err(io::Error::other)?),
+            process,
             start: request.start,
             answer: Some(answer),
             log: Some(log),
@@ -189,11 +195,11 @@ impl Probe {
 
     /// Reads what has come, and sees to the deadline and the end of the process; whether there is nothing left to wait for.
     pub fn step(&mut self, now: Instant) -> bool {
-        match waitpid(self.pid, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::StillAlive) => {}
-            Ok(status) => return self.reaped(status),
+        match self.process.try_wait() {
+            Ok(None) => {}
+            Ok(Some(status)) => return self.reaped(status),
             // Whoever started us ignores SIGCHLD: its status is lost.
-            Err(_) => return self.reaped(WaitStatus::Exited(self.pid, 0)),
+            Err(_) => return self.reaped(ExitStatus::default()),
         }
         self.read_log();
         let is_known = matches!(self.state, State::Running(_)) && self.read_answer();
@@ -209,24 +215,23 @@ impl Probe {
         false
     }
 
-    fn reaped(&mut self, status: WaitStatus) -> bool {
+    fn reaped(&mut self, status: ExitStatus) -> bool {
         self.read_log();
         if matches!(self.state, State::Running(_)) && !self.read_answer() {
             let stage = self.stage();
-            self.report.fault = Some(match status {
-                WaitStatus::Signaled(_, signal, _) => ProbeError::Signal { signal, stage },
-                WaitStatus::Exited(_, status) => ProbeError::Exit { status, stage },
-                _ => ProbeError::Exit { status: 0, stage },
+            self.report.fault = Some(match status.signal() {
+                Some(signal) => ProbeError::Signal { signal, stage },
+                None => ProbeError::Exit { status: status.code().unwrap_or_default(), stage },
             });
         }
         // What it has left behind. Linux gives a pid away again only after all others, so the group is still its own.
-        let _ = killpg(self.pid, Signal::SIGKILL);
+        let _ = killpg(self.group, Signal::SIGKILL);
         true
     }
 
     /// Ends it, with whatever it has left behind. Not reaped yet, so the pid is still its own.
     pub fn kill(&mut self, now: Instant) {
-        let _ = killpg(self.pid, Signal::SIGKILL);
+        let _ = killpg(self.group, Signal::SIGKILL);
         self.state = State::Killed(now + GIVE_UP);
     }
 
