@@ -13,7 +13,7 @@ mod slot;
 use loom::sync::Arc;
 use loom::thread;
 
-use slot::{ConnSlot, Gate, Queue, Refused};
+use slot::{ConnSlot, EntryQueue, Gate, Refused};
 
 const FIRST: u32 = 1;
 const SECOND: u32 = 2;
@@ -22,13 +22,13 @@ const HIGH: usize = 10;
 /// A slot and the queue; a command is a generation and a number.
 struct Shared {
     slot: ConnSlot,
-    waiting: Queue<(u32, u32)>,
+    waiting: EntryQueue<(u32, u32)>,
 }
 
 impl Shared {
     /// With a connection in the slot.
     fn open() -> Arc<Shared> {
-        let shared = Shared { slot: ConnSlot::new(), waiting: Queue::new() };
+        let shared = Shared { slot: ConnSlot::new(), waiting: EntryQueue::new() };
         shared.slot.of(FIRST).open();
         Arc::new(shared)
     }

@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use self::history::Kept;
-use crate::fleet::sockets::bus_wire::{Form, Message, Notice, Outgoing, Request, split_key};
+use crate::fleet::sockets::bus_wire::{Form, Notice, Outgoing, Publication, Request, split_key};
 use crate::proto::ws::deflate::codec::Codecs;
 use crate::proto::ws::utf8;
 use crate::time::Instant;
@@ -53,7 +53,7 @@ pub enum Breach {
 }
 
 /// A message that was published, and its key.
-pub type Published<'m> = Option<(&'m str, Message<'m>)>;
+pub type Published<'m> = Option<(&'m str, Publication<'m>)>;
 
 struct Worker {
     pool: u16,
@@ -282,7 +282,7 @@ impl Hub {
     }
 
     /// Sends a message to the workers that have subscribed, and keeps it.
-    pub fn publish(&mut self, key: &str, message: Message<'_>, now: Instant) {
+    pub fn publish(&mut self, key: &str, message: Publication<'_>, now: Instant) {
         self.stamp = now.as_nanos().max(self.stamp + 1);
         let key = self.own(key);
         let topic = self.topics.entry(Rc::clone(&key)).or_insert_with(|| Topic::new(self.floor));

@@ -144,7 +144,7 @@ mod tests {
     use nix::sys::epoll::{EpollCreateFlags, EpollEvent, EpollFlags};
 
     use super::*;
-    use crate::fleet::sockets::bus_wire::Message;
+    use crate::fleet::sockets::bus_wire::Publication;
 
     struct Worker(UnixStream);
 
@@ -156,7 +156,7 @@ mod tests {
         }
 
         fn publish(&mut self, times: impl IntoIterator<Item = u64>) {
-            let message = Message { but: 0, kind: 1, compress: false, payload: b"x" };
+            let message = Publication { but: 0, kind: 1, compress: false, payload: b"x" };
             let publish = |time| Request::Publish { time, key: "/chat\0room", message };
             self.send(times.into_iter().map(publish));
         }

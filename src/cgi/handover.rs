@@ -14,7 +14,7 @@ pub const MAX_BYTES: usize = 160 * 1024;
 
 /// What the worker knows about a request besides its bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Facts {
+pub struct RequestFacts {
     /// The client's address; none on a Unix socket.
     pub peer: Option<SocketAddr>,
     /// The authenticated user, if authentication is required.
@@ -30,13 +30,13 @@ pub struct Handover {
     /// The connection; non-blocking.
     pub socket: OwnedFd,
     /// Facts about the request.
-    pub facts: Facts,
+    pub facts: RequestFacts,
     /// The request from its first byte on: the head, and perhaps more.
     pub read: Vec<u8>,
 }
 
 /// Sends a request. `WouldBlock`: the queue is full. [worker]
-pub fn send(to: BorrowedFd<'_>, socket: BorrowedFd<'_>, facts: &Facts, read: &[u8]) -> io::Result<()> {
+pub fn send(to: BorrowedFd<'_>, socket: BorrowedFd<'_>, facts: &RequestFacts, read: &[u8]) -> io::Result<()> {
     let facts = serde_json::to_vec(facts)?;
     let size = u32::try_from(facts.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     let message = [&size.to_ne_bytes(), &facts[..], read].concat();
@@ -75,7 +75,7 @@ mod tests {
         let (client, _other) = UnixStream::pair().unwrap();
         let mut buffer = vec![0; MAX_BYTES];
         for peer in [Some("[2001:db8::1]:443".parse().unwrap()), None] {
-            let facts = Facts { peer, user: Some("ann".to_owned()), resource: None, at: 7 };
+            let facts = RequestFacts { peer, user: Some("ann".to_owned()), resource: None, at: 7 };
             send(ours.as_fd(), client.as_fd(), &facts, b"GET / HTTP/1.1").unwrap();
             let received = receive(theirs.as_fd(), &mut buffer).unwrap();
             assert_eq!((received.facts, &received.read[..]), (facts, &b"GET / HTTP/1.1"[..]));
@@ -86,7 +86,7 @@ mod tests {
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         }
         assert_eq!(receive(theirs.as_fd(), &mut buffer).err().unwrap().kind(), io::ErrorKind::WouldBlock);
-        let facts = Facts { peer: None, user: None, resource: Some("/a".to_owned()), at: 0 };
+        let facts = RequestFacts { peer: None, user: None, resource: Some("/a".to_owned()), at: 0 };
         assert!(send(ours.as_fd(), client.as_fd(), &facts, &[0; MAX_BYTES]).is_err());
     }
 }

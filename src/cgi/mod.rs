@@ -175,7 +175,7 @@ impl Shared {
     }
 
     /// Counts a connection in this process, which the worker counts no longer.
-    fn take_over(&self, facts: &handover::Facts) -> Permit {
+    fn take_over(&self, facts: &handover::RequestFacts) -> Permit {
         let (ip, table) = (facts.peer.map(|peer| peer.ip()), self.limiter.table());
         let mut permit = self.limiter.take();
         if let Some(ip) = ip.filter(|ip| !self.config.admission.proxy.trusts(Some(*ip))) {
@@ -184,7 +184,7 @@ impl Shared {
         permit
     }
 
-    fn serve(&self, socket: &Socket, facts: &handover::Facts, read: Vec<u8>, begun: Instant) {
+    fn serve(&self, socket: &Socket, facts: &handover::RequestFacts, read: Vec<u8>, begun: Instant) {
         // A worker has parsed it before: it is valid.
         let Ok(Parsed::Head { head, consumed }) = head::parse(&read, &self.config.head) else { return };
         let body = read.get(consumed..).unwrap_or_default().to_vec();
@@ -199,7 +199,7 @@ impl Shared {
     fn run(
         &self,
         socket: &Socket,
-        facts: &handover::Facts,
+        facts: &handover::RequestFacts,
         head: &Head,
         body: Vec<u8>,
     ) -> Result<Option<Sent>, Response> {
@@ -259,7 +259,7 @@ impl Shared {
     }
 
     /// Writes a line of the access log, with the fields that workers write.
-    fn log(&self, facts: &handover::Facts, head: &Head, sent: Option<Sent>, begun: Instant) {
+    fn log(&self, facts: &handover::RequestFacts, head: &Head, sent: Option<Sent>, begun: Instant) {
         if self.config.log.access.is_none() {
             return;
         }

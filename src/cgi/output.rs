@@ -15,7 +15,7 @@ const OMITTED: [&str; 6] = ["connection", "keep-alive", "trailer", "transfer-enc
 
 /// The header of a program's output.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Header {
+pub struct OutputHeader {
     status: u16,
     fields: Vec<(String, String)>,
     /// Its Content-Length.
@@ -35,7 +35,7 @@ pub enum Framing {
     Close,
 }
 
-impl Header {
+impl OutputHeader {
     /// Parses the header at the beginning of the output; returns it and its size. `Ok(None)`: incomplete. The error says
     /// what is wrong.
     pub fn parse(output: &[u8]) -> Result<Option<(Self, usize)>, &'static str> {
@@ -183,7 +183,7 @@ mod tests {
     use super::*;
 
     fn head(output: &str, is_head: bool, minor_version: u8) -> String {
-        let (header, _) = Header::parse(output.as_bytes()).unwrap().unwrap();
+        let (header, _) = OutputHeader::parse(output.as_bytes()).unwrap().unwrap();
         let framing = header.framing(is_head, minor_version);
         let text = String::from_utf8(header.response(UNIX_EPOCH, framing)).unwrap();
         text.replace(
@@ -197,9 +197,9 @@ mod tests {
         for output in ["Content-Type: a/b\nX-Y:  z \n\nbody", "Content-Type: a/b\r\nX-Y:z\r\n\r\nbody"] {
             let end = output.len() - 4;
             for cut in 0..end {
-                assert_eq!(Header::parse(&output.as_bytes()[..cut]), Ok(None), "{cut}");
+                assert_eq!(OutputHeader::parse(&output.as_bytes()[..cut]), Ok(None), "{cut}");
             }
-            let (header, taken) = Header::parse(output.as_bytes()).unwrap().unwrap();
+            let (header, taken) = OutputHeader::parse(output.as_bytes()).unwrap().unwrap();
             assert_eq!((taken, header.status), (end, 200));
             let expected =
                 "HTTP/1.1 200 OK\r\nContent-Type: a/b\r\nX-Y: z\r\nTransfer-Encoding: chunked\r\n\r\n";
@@ -256,11 +256,11 @@ mod tests {
             "Content-Type: a/b\nContent-Length: 1\nContent-Length: 1\n\n",
             "Content-Type: \u{1}\n\n",
         ] {
-            assert!(Header::parse(output.as_bytes()).is_err(), "{output:?}");
+            assert!(OutputHeader::parse(output.as_bytes()).is_err(), "{output:?}");
         }
-        assert!(Header::parse(&[b'a'; MAX_HEADER]).is_err());
+        assert!(OutputHeader::parse(&[b'a'; MAX_HEADER]).is_err());
         let long = format!("Content-Type: a/b\n{}\n", "A: b\n".repeat(MAX_HEADER));
-        assert!(Header::parse(long.as_bytes()).is_err());
+        assert!(OutputHeader::parse(long.as_bytes()).is_err());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::{AccessFlags, access};
 
-use super::handover::Facts;
+use super::handover::RequestFacts;
 use crate::http::{self, RequestPath, Response};
 use crate::proto::http1::head::Head;
 
@@ -101,7 +101,7 @@ impl Program {
         &self,
         root: &Path,
         head: &Head,
-        facts: &Facts,
+        facts: &RequestFacts,
         local: Option<SocketAddr>,
     ) -> Vec<(OsString, OsString)> {
         let mut all: Vec<(OsString, OsString)> = Vec::new();
@@ -272,7 +272,7 @@ mod tests {
              Cookie: b\r\nConnection: close\r\n\r\n",
         );
         let peer = Some("[::ffff:192.0.2.1]:4000".parse().unwrap());
-        let facts = Facts { peer, user: Some("ann".to_owned()), resource: None, at: 0 };
+        let facts = RequestFacts { peer, user: Some("ann".to_owned()), resource: None, at: 0 };
         let mut all: Vec<String> = program
             .environment(&root, &head, &facts, None)
             .into_iter()

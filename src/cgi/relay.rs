@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{SockRef, Socket};
 
-use super::output::{Framing, Header};
+use super::output::{Framing, OutputHeader};
 use crate::clock;
 use crate::http::{self, Response};
 use crate::time::Instant;
@@ -301,7 +301,7 @@ impl<'a> Relay<'a> {
             }
             None => {
                 self.start.extend_from_slice(output);
-                match Header::parse(&self.start) {
+                match OutputHeader::parse(&self.start) {
                     Ok(None) => return None,
                     Ok(Some((header, taken))) => self.begin(&header, taken),
                     Err(why) => return Some(End::Bad(why)),
@@ -314,7 +314,7 @@ impl<'a> Relay<'a> {
         None
     }
 
-    fn begin(&mut self, header: &Header, taken: usize) {
+    fn begin(&mut self, header: &OutputHeader, taken: usize) {
         let mut framing = header.framing(self.is_head, self.minor_version);
         self.out = header.response(SystemTime::now(), framing);
         let start = std::mem::take(&mut self.start);

@@ -10,7 +10,7 @@ use super::pending::{Replies, TIMEOUT, Told, memory};
 use super::view::View;
 use crate::ctl::answer;
 use crate::ctl::publish::Payload;
-use crate::fleet::sockets::bus_wire::{Message, Request, checked_name, key_of};
+use crate::fleet::sockets::bus_wire::{Publication, Request, checked_name, key_of};
 use crate::fleet::sockets::control::{Command, Report};
 use crate::time::Instant;
 
@@ -47,7 +47,7 @@ pub(super) fn publish(
     if !is_binary && std::str::from_utf8(payload).is_err() {
         return Err("the message is not UTF-8: publish it with --binary".to_owned());
     }
-    let message = Message { but: 0, kind: KINDS[usize::from(is_binary)], compress: true, payload };
+    let message = Publication { but: 0, kind: KINDS[usize::from(is_binary)], compress: true, payload };
     let mut frame = Vec::new();
     Request::Publish { time: now.as_nanos(), key: &key_of(&scope, &topic), message }.append_to(&mut frame);
     let file = memory().and_then(|mut file| file.write_all(&frame).map(|()| file));

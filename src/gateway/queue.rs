@@ -12,7 +12,7 @@ use tokio::io::Interest;
 use tokio::time::{sleep, timeout};
 
 use super::socket::{Socket, Watched, watch};
-use crate::fleet::sockets::facts::Facts;
+use crate::fleet::sockets::facts::GatewayFacts;
 use crate::fleet::sockets::gateway_queue::Preamble;
 
 /// How long a connection may wait for room in the queue.
@@ -31,7 +31,7 @@ impl Queue {
     }
 
     /// Opens a socket pair to a worker for this client; returns our end.
-    pub async fn connect(&self, client: Option<SocketAddr>, facts: Facts<'_>) -> io::Result<Socket> {
+    pub async fn connect(&self, client: Option<SocketAddr>, facts: GatewayFacts<'_>) -> io::Result<Socket> {
         let (ours, theirs) = socket2::Socket::pair(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
         self.push(theirs.as_fd(), client, facts).await?;
         Socket::new(ours)
@@ -42,7 +42,7 @@ impl Queue {
         &self,
         connection: impl AsFd,
         client: Option<SocketAddr>,
-        facts: Facts<'_>,
+        facts: GatewayFacts<'_>,
     ) -> io::Result<()> {
         let facts = facts.to_bytes().ok_or(io::ErrorKind::FileTooLarge)?;
         let preamble = Preamble { peer: client, facts: &facts };

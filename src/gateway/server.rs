@@ -22,7 +22,7 @@ use super::stream::{PlainStream, TlsStream};
 use super::tls;
 use crate::config::Config;
 use crate::fleet::memory::counters::gateway::{Failure, GatewayCounters};
-use crate::fleet::sockets::facts::Facts;
+use crate::fleet::sockets::facts::GatewayFacts;
 use crate::http::{self, Response};
 use crate::proto::http1::head::{self, Parsed};
 use crate::proto::http1::proxy;
@@ -192,7 +192,7 @@ impl Server {
                 match is_http2 {
                     None => Ok(()),
                     Some(false) => {
-                        let facts = Facts { local: local.as_deref(), ..Facts::default() };
+                        let facts = GatewayFacts { local: local.as_deref(), ..GatewayFacts::default() };
                         self.queue.push(peer.into_inner(), client, facts).await
                     }
                     Some(true) => {
@@ -370,7 +370,7 @@ fn failure_of(error: &io::Error) -> Failure {
     }
 }
 
-/// [`Facts`] that a connection owns.
+/// [`GatewayFacts`] that a connection owns.
 #[derive(Clone, Default)]
 pub struct OwnedFacts {
     is_tls: bool,
@@ -410,8 +410,8 @@ impl OwnedFacts {
     }
 
     /// The form that is sent to workers.
-    pub fn borrow(&self) -> Facts<'_> {
-        Facts {
+    pub fn borrow(&self) -> GatewayFacts<'_> {
+        GatewayFacts {
             is_tls: self.is_tls,
             is_resumed: self.is_resumed,
             is_http2: self.is_http2,

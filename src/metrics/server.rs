@@ -27,11 +27,11 @@ const LIMITS: HeadLimits = HeadLimits { bytes: 8 * 1024, headers: 64 };
 
 struct Client {
     socket: Socket,
-    phase: Phase,
+    phase: ExchangePhase,
     deadline: Instant,
 }
 
-enum Phase {
+enum ExchangePhase {
     /// The head of the request so far.
     Request(Vec<u8>),
     /// The response, and how many of its bytes were sent.
@@ -90,7 +90,7 @@ fn wait<'a>(
     let waiting = [channel.as_fd()].into_iter().chain(listeners.iter().map(|listener| listener.as_fd()));
     let mut fds: Vec<PollFd> = waiting.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
     fds.extend(clients.iter().map(|client| {
-        let writes = matches!(client.phase, Phase::Response(..));
+        let writes = matches!(client.phase, ExchangePhase::Response(..));
         PollFd::new(client.socket.as_fd(), if writes { PollFlags::POLLOUT } else { PollFlags::POLLIN })
     }));
     let deadline = clients.iter().map(|client| client.deadline).min();
@@ -116,7 +116,7 @@ fn accept(listener: &Listener, clients: &mut Vec<Client>, now: Instant) {
             if clients.len() == CLIENTS {
                 clients.remove(0);
             }
-            let phase = Phase::Request(Vec::new());
+            let phase = ExchangePhase::Request(Vec::new());
             clients.push(Client { socket, phase, deadline: now + TIMEOUT });
         }
         Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
@@ -131,9 +131,9 @@ fn accept(listener: &Listener, clients: &mut Vec<Client>, now: Instant) {
 impl Client {
     fn handle(&mut self, answer: impl Fn(&Head) -> Response, now: Instant) -> Next {
         let done = match &self.phase {
-            Phase::Request(_) => self.read(answer),
-            Phase::Response(..) => self.write(now),
-            Phase::Linger => match self.socket.read(&mut [0; 4096]) {
+            ExchangePhase::Request(_) => self.read(answer),
+            ExchangePhase::Response(..) => self.write(now),
+            ExchangePhase::Linger => match self.socket.read(&mut [0; 4096]) {
                 Ok(count) if count > 0 => Ok(Next::Keep),
                 end => end.map(|_| Next::Close),
             },
@@ -145,7 +145,7 @@ impl Client {
     }
 
     fn read(&mut self, answer: impl Fn(&Head) -> Response) -> io::Result<Next> {
-        let Phase::Request(request) = &mut self.phase else { return Ok(Next::Close) };
+        let ExchangePhase::Request(request) = &mut self.phase else { return Ok(Next::Close) };
         let mut buffer = [0; 4096];
         let count = self.socket.read(&mut buffer)?;
         if count == 0 {
@@ -160,16 +160,16 @@ impl Client {
         };
         let takes_content = http::takes_content(request);
         let response = if takes_content { response } else { response.without_content() };
-        self.phase = Phase::Response(response.into_bytes(), 0);
+        self.phase = ExchangePhase::Response(response.into_bytes(), 0);
         Ok(Next::Keep)
     }
 
     fn write(&mut self, now: Instant) -> io::Result<Next> {
-        let Phase::Response(response, sent) = &mut self.phase else { return Ok(Next::Close) };
+        let ExchangePhase::Response(response, sent) = &mut self.phase else { return Ok(Next::Close) };
         *sent += self.socket.write(response.get(*sent..).unwrap_or_default())?;
         if *sent == response.len() {
             self.socket.shutdown(Shutdown::Write)?;
-            self.phase = Phase::Linger;
+            self.phase = ExchangePhase::Linger;
             self.deadline = now + LINGER;
         }
         Ok(Next::Keep)

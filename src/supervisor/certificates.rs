@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::Supervisor;
 use super::errand::Outbox;
-use super::generation::{Generation, Stamp, stamps};
+use super::generation::{FileStamp, Generation, stamps};
 use super::role::Errand;
 use crate::fleet::sockets::handover::Received;
 
@@ -18,13 +18,13 @@ const PAUSE: Duration = Duration::from_secs(1);
 #[derive(Default)]
 struct Looks {
     /// As they were when they were looked at last.
-    seen: Vec<Stamp>,
+    seen: Vec<FileStamp>,
     same: u32,
 }
 
 impl Looks {
     /// Whether it is time to read the files anew, which were `read` last.
-    fn have_settled(&mut self, stamps: &[Stamp], read: &[Stamp]) -> bool {
+    fn have_settled(&mut self, stamps: &[FileStamp], read: &[FileStamp]) -> bool {
         self.same = if self.seen == stamps { self.same + 1 } else { 0 };
         self.seen = stamps.to_vec();
         self.same >= SETTLED && stamps != read
@@ -56,7 +56,7 @@ impl Supervisor {
     /// The child has seen that they have changed: begins to replace the gateways, unless something else is replaced. The next
     /// child will see it, too.
     pub(super) fn certificates_changed(&mut self, result: Received) {
-        let Ok((certificates, _)) = result.open::<Vec<Stamp>>() else { return };
+        let Ok((certificates, _)) = result.open::<Vec<FileStamp>>() else { return };
         if self.busy(&[]).is_none() {
             log::info!("certificates have changed; starting new gateways");
             self.maintenance.certificates = Some(certificates.clone());

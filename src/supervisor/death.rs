@@ -10,7 +10,7 @@ use super::plural;
 use crate::ffi::callback_name;
 use crate::ffi::guarded;
 use crate::fleet::memory::crash::{EXIT, HANG};
-use crate::fleet::memory::crash_report::{Facts, Message};
+use crate::fleet::memory::crash_report::{CrashDetails, MessageExcerpt};
 use crate::fleet::routes::Route;
 
 /// How a process ended.
@@ -117,14 +117,14 @@ pub struct Death<'a> {
     /// The connection's id; 0: none.
     pub conn: u64,
     /// What it has left.
-    pub facts: Facts,
+    pub facts: CrashDetails,
 }
 
 impl Death<'_> {
     /// The line for the log, without the worker's name and pid.
     pub fn line(&self) -> String {
         let mut line = self.cause.to_string();
-        let Facts { code, via, peer, message, .. } = &self.facts;
+        let CrashDetails { code, via, peer, message, .. } = &self.facts;
         // Writing to a String does not fail.
         if let Some(handler) = self.handler {
             let _ = write!(line, " in {} of {}", callback_name(self.callback), handler.name);
@@ -143,7 +143,7 @@ impl Death<'_> {
         if let Some(peer) = peer {
             let _ = write!(line, " from {peer}");
         }
-        if let Some(Message { kind, size, hash, .. }) = message {
+        if let Some(MessageExcerpt { kind, size, hash, .. }) = message {
             let size = usize::try_from(*size).unwrap_or(usize::MAX);
             let _ = write!(line, ", {} message of {}", kind_name(*kind), plural(size, "byte"));
             if let Some(hash) = hash {
@@ -176,20 +176,20 @@ pub(super) mod tests {
         Some(Spot::new(module.as_bytes(), offset))
     }
 
-    pub fn facts() -> Facts {
-        Facts {
+    pub fn facts() -> CrashDetails {
+        CrashDetails {
             code: spot("crash_wsh.so", 0x11a3),
             via: spot("libc.so.6", 0x8a),
             peer: Some("192.0.2.1:80".parse().unwrap()),
             resource: Some(b"/crash?a".to_vec()),
             origin: None,
             protocol: Some(b"chat".to_vec()),
-            message: Some(Message { kind: 1, size: 5, hash: Some(0x1a2b), bytes: b"hel".to_vec() }),
+            message: Some(MessageExcerpt { kind: 1, size: 5, hash: Some(0x1a2b), bytes: b"hel".to_vec() }),
         }
     }
 
     /// on_message is number 6 (`ffi::place::Callback`).
-    pub fn death(cause: Cause, handler: Option<&Route>, facts: Facts) -> Death<'_> {
+    pub fn death(cause: Cause, handler: Option<&Route>, facts: CrashDetails) -> Death<'_> {
         Death { worker: "worker default/0", pid: 42, cause, handler, callback: 6, conn: 0x1_0000_0002, facts }
     }
 
@@ -202,12 +202,13 @@ pub(super) mod tests {
             "crashed: SIGABRT in on_message of crash, crash_wsh.so+0x11a3 (via libc.so.6+0x8a), \
              connection 100000002 from 192.0.2.1:80, text message of 5 bytes (hash 00001a2b)"
         );
-        let least = Death { conn: 0, ..death(Cause::Crash(Signal::SIGSEGV, 16), None, Facts::default()) };
+        let least =
+            Death { conn: 0, ..death(Cause::Crash(Signal::SIGSEGV, 16), None, CrashDetails::default()) };
         assert_eq!(least.line(), "crashed: SIGSEGV at address 0x10 in no handler");
-        let killed = Death { conn: 0, ..death(Cause::Killed(9), None, Facts::default()) };
+        let killed = Death { conn: 0, ..death(Cause::Killed(9), None, CrashDetails::default()) };
         assert_eq!(killed.line(), "died of SIGKILL");
         assert_eq!(Cause::Killed(34).to_string(), "died of signal 34");
-        let ended = death(Cause::Ended(0), Some(&route), Facts::default());
+        let ended = death(Cause::Ended(0), Some(&route), CrashDetails::default());
         assert_eq!(ended.line(), "ended with status 0 in on_message of crash, connection 100000002");
     }
 }

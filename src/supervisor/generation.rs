@@ -45,7 +45,7 @@ pub struct Generation {
     /// What was left out because it is broken.
     pub faults: Vec<String>,
     /// The files that gateways read, as they were.
-    pub certificates: Vec<Stamp>,
+    pub certificates: Vec<FileStamp>,
     /// The pools of handlers that are isolated. A reload knows none.
     pub isolated: BTreeSet<usize>,
 }
@@ -83,7 +83,7 @@ impl Generation {
         config: Config,
         (routes, faults): (Routes, Vec<String>),
         [listeners, metrics]: [Sockets; 2],
-        certificates: Vec<Stamp>,
+        certificates: Vec<FileStamp>,
     ) -> Result<Self, String> {
         let routes = routes.following(&self.routes).ok_or("too many handlers have come and gone: restart")?;
         let bus = self.bus.following(&config).map_err(|error| error.to_string())?;
@@ -267,10 +267,10 @@ impl Generation {
 }
 
 /// A file as it is; `None` if it cannot be looked at.
-pub type Stamp = Option<routes::Stamp>;
+pub type FileStamp = Option<routes::Stamp>;
 
 /// The files that gateways read, as they are. Waits for the file system.
-pub(super) fn stamps(config: &Config) -> Vec<Stamp> {
+pub(super) fn stamps(config: &Config) -> Vec<FileStamp> {
     let protocols = config.gateway.listeners.iter().map(|listener| &listener.protocol);
     let mut paths: Vec<&Path> = Vec::new();
     for protocol in protocols.chain(&config.gateway.passed) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nix::unistd::Pid;
 
-use super::generation::Stamp;
+use super::generation::FileStamp;
 use super::mail::Mail;
 use super::policy::backoff::{Retry, Rule};
 use super::policy::liveness::{self, Limits};
@@ -44,7 +44,7 @@ pub(super) struct Maintenance {
     pub logs: logs::Files,
     pub mail: Mail,
     /// Files of certificates that were tried out last, if no reload has come since.
-    pub certificates: Option<Vec<Stamp>>,
+    pub certificates: Option<Vec<FileStamp>>,
 }
 
 impl Default for Maintenance {

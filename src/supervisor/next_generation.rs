@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::errand::Outbox;
-use super::generation::{Generation, Sockets, Stamp, stamps};
+use super::generation::{FileStamp, Generation, Sockets, stamps};
 use super::{Reread, prepare};
 use crate::clock;
 use crate::config::{Config, Listen};
@@ -31,7 +31,7 @@ struct Found {
     answers: Answers,
     routes: Routes,
     faults: Vec<String>,
-    certificates: Vec<Stamp>,
+    certificates: Vec<FileStamp>,
     logs: Vec<LogKind>,
     listeners: Vec<Bound>,
     metrics: Vec<Bound>,
@@ -87,13 +87,13 @@ fn try_find(
 }
 
 /// What the child has handed back, taken up.
-pub(super) struct Next {
+pub(super) struct NextGeneration {
     pub generation: Generation,
     /// The log of before, if there is another one now.
     pub former_log: Option<sink::Former>,
 }
 
-impl Next {
+impl NextGeneration {
     /// The generation after `old`. The log goes on as its configuration says.
     pub fn of(old: &Generation, reread: &Reread, result: Received) -> Result<Self, String> {
         let (found, fds) = result.open::<Result<Found, String>>()?;

@@ -12,7 +12,7 @@ use super::crash_record::CrashRecord;
 use super::death::{Cause, Death};
 use super::errand::Outbox;
 use super::generation::Generation;
-use super::policy::quarantine::{Measure, Quarantine, Verdict};
+use super::policy::quarantine::{Measure, Quarantine, Term};
 use super::policy::slots::Event;
 use super::processes::Process;
 use super::role::{Errand, Role};
@@ -23,7 +23,7 @@ use crate::exit::Exit;
 use crate::ffi::is_start;
 use crate::fleet::memory::breakers::{BreakerState, CircuitBreaker};
 use crate::fleet::memory::counters::DEATHS;
-use crate::fleet::memory::crash_report::{self, Facts, Message};
+use crate::fleet::memory::crash_report::{self, CrashDetails, MessageExcerpt};
 use crate::fleet::memory::current_call::CurrentCall;
 use crate::fleet::memory::scoreboard::State;
 use crate::time::Instant;
@@ -122,14 +122,14 @@ impl Supervisor {
     }
 
     /// What the scoreboard tells of a process that left nothing else: the peer, and the beginning of the message.
-    fn facts_of(&self, current_call: &CurrentCall) -> Facts {
+    fn facts_of(&self, current_call: &CurrentCall) -> CrashDetails {
         let message = current_call.message().map(|message| {
             let mut bytes = current_call.first_bytes();
             let hash = (bytes.len() as u64 == message.size).then(|| crash_report::hash(&bytes));
             bytes.truncate(self.generation.config.crash_records.as_ref().map_or(0, |records| records.bytes));
-            Message { kind: message.kind, size: message.size, hash, bytes }
+            MessageExcerpt { kind: message.kind, size: message.size, hash, bytes }
         });
-        Facts { peer: current_call.peer().address(), message, ..Facts::default() }
+        CrashDetails { peer: current_call.peer().address(), message, ..CrashDetails::default() }
     }
 
     /// A process that crashed has ended.
@@ -190,7 +190,7 @@ impl Supervisor {
         cause: Cause,
         handler: Option<u16>,
         (callback, conn): (u32, u64),
-        facts: Facts,
+        facts: CrashDetails,
     ) -> String {
         self.count_death(slot, cause, handler);
         let worker = self.name(slot);
@@ -312,7 +312,7 @@ impl Supervisor {
         self.breaker(handler).map_or(BreakerState::Open, |breaker| breaker.state(clock::now()))
     }
 
-    fn open_breaker(&self, handler: u16, now: Instant, Verdict { time, .. }: Verdict, why: &str) {
+    fn open_breaker(&self, handler: u16, now: Instant, Term { time, .. }: Term, why: &str) {
         self.breaker(handler).inspect(|breaker| breaker.open(now + time));
         self.count_handler(handler, |entry| entry.quarantines.add(1));
         if let Some(route) = self.generation.routes.get(handler) {

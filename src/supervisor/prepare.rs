@@ -39,18 +39,21 @@ use crate::service::start_signals::{STOP, StartSignals};
 const MESSAGE: usize = 64 * 1024;
 
 /// What keeps the server from starting: how it ends, and why.
-type Failure = (Exit, String);
+type StartError = (Exit, String);
 
-pub(super) fn internal(error: io::Error) -> Failure {
+pub(super) fn internal(error: io::Error) -> StartError {
     (Exit::Internal, error.to_string())
 }
 
-pub(super) fn not_bound(error: BindError) -> Failure {
+pub(super) fn not_bound(error: BindError) -> StartError {
     (Exit::Bind, error.to_string())
 }
 
 /// The handlers, and what was left out.
-pub(super) fn find_handlers(config: &Config, start: &StartSignals) -> Result<(Routes, Vec<String>), Failure> {
+pub(super) fn find_handlers(
+    config: &Config,
+    start: &StartSignals,
+) -> Result<(Routes, Vec<String>), StartError> {
     let found = discover(config, &Routes::default(), &|| start.received().is_none());
     go_on(start)?;
     let (routes, faults) = found.map_err(|error| (Exit::Config, error.to_string()))?;
@@ -67,7 +70,11 @@ pub(super) fn find_handlers(config: &Config, start: &StartSignals) -> Result<(Ro
 
 impl Supervisor {
     /// All that comes before the first fork of a worker.
-    pub(super) fn prepare(config: Config, mut origin: Origin, start: &StartSignals) -> Result<Self, Failure> {
+    pub(super) fn prepare(
+        config: Config,
+        mut origin: Origin,
+        start: &StartSignals,
+    ) -> Result<Self, StartError> {
         confine::check(&config).map_err(|why| (Exit::Config, why))?;
         let inherited = origin.predecessor.as_ref().map(Predecessor::inherited).transpose();
         let mut inherited = inherited
@@ -91,7 +98,7 @@ impl Supervisor {
         origin: Origin,
         (before, sockets, gateways): (Generation, [Sockets; 2], Gateways),
         start: &StartSignals,
-    ) -> Result<Self, Failure> {
+    ) -> Result<Self, StartError> {
         let Origin { reread, invocation, predecessor, notify, .. } = origin;
         let found = find_handlers(&config, start)?;
         let shared = shared(&config, &found.0)?;
@@ -141,7 +148,7 @@ impl Supervisor {
     }
 }
 
-fn shared(config: &Config, routes: &Routes) -> Result<Shared, Failure> {
+fn shared(config: &Config, routes: &Routes) -> Result<Shared, StartError> {
     let processes = config.pools.iter().map(Pool::processes).sum();
     // Also without crash records, which a reload may turn on: memory that no crash uses is reserved only.
     let message = config.crash_records.as_ref().map_or(MESSAGE, |records| records.bytes);
@@ -182,7 +189,7 @@ fn watch_signals() -> io::Result<SignalFd> {
 }
 
 /// An error if the server is told to stop while it starts.
-fn go_on(signals: &StartSignals) -> Result<(), Failure> {
+fn go_on(signals: &StartSignals) -> Result<(), StartError> {
     match signals.received() {
         None => Ok(()),
         Some(signal) => Err((Exit::Internal, format!("{signal} received during the start"))),

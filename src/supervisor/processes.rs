@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 use super::policy::liveness::Pulse;
-use super::relay::Source;
+use super::relay::LineSource;
 use super::role::Role;
 use crate::fleet::sockets::control::{Channel, Command};
 use crate::fleet::sockets::handover::Received;
@@ -43,7 +43,7 @@ pub struct Process {
     /// None: it has none, or its end is closed.
     pub channel: Option<Channel>,
     /// Where its lines of the log come from, if it has no file.
-    pub log: Option<Source>,
+    pub log: Option<LineSource>,
     pub pulse: Pulse,
     /// How much it may report.
     pub reports: Rate,
@@ -128,7 +128,7 @@ impl Process {
     }
 }
 
-struct Slot {
+struct InboxSlot {
     /// Where connections arrive from other processes.
     inbox: SocketQueue,
     /// In the table as a worker or per-connection process of this slot.
@@ -139,13 +139,13 @@ struct Slot {
 #[derive(Default)]
 pub struct Processes {
     table: BTreeMap<Pid, Process>,
-    slots: Vec<Slot>,
+    slots: Vec<InboxSlot>,
 }
 
 impl Processes {
     /// One more slot; its number.
     pub fn add_slot(&mut self) -> io::Result<usize> {
-        self.slots.push(Slot { inbox: inbox::create()?, holder: None });
+        self.slots.push(InboxSlot { inbox: inbox::create()?, holder: None });
         Ok(self.slots.len() - 1)
     }
 

@@ -19,12 +19,12 @@ const LINE: usize = 512;
 /// Where the lines of a process come from that has no file of the log. Whoever has the other end of it can only have lines
 /// appended, and not more than [`RATE`]: what does not get into the socket is lost, and counted there.
 #[derive(Debug)]
-pub struct Source {
+pub struct LineSource {
     socket: OwnedFd,
     lines: Rate,
 }
 
-impl Source {
+impl LineSource {
     /// One, and the end for the process.
     pub fn pair() -> io::Result<(Self, OwnedFd)> {
         let (socket, theirs) = datagram::pair()?;

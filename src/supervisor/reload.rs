@@ -9,10 +9,10 @@ use nix::unistd::Pid;
 use super::changes::Changes;
 use super::errand::Outbox;
 use super::generation::{Generation, Sockets};
-use super::next_generation::{self, Next};
+use super::next_generation::{self, NextGeneration};
 use super::policy::rolling_restart::{Event, Failure};
 use super::role::{Errand, Role};
-use super::rolling::Reload;
+use super::rolling::PendingReload;
 use super::{Supervisor, plural};
 use crate::clock;
 use crate::fleet::memory::scoreboard::Place;
@@ -37,23 +37,24 @@ impl Supervisor {
         self.host.notify.reloading();
         let (old, reread) = (self.generation.clone(), Rc::clone(&self.host.reread));
         match self.send_out(Errand::Reload, |outbox| next_generation::find(&old, &*reread, outbox)) {
-            Ok(child) => self.rolling.reload = Some(Reload::Preparing(child)),
+            Ok(child) => self.rolling.reload = Some(PendingReload::Preparing(child)),
             Err(why) => self.end_reload(Err(failed(&why))),
         }
         true
     }
 
     pub(super) fn reload_prepared(&mut self, pid: Pid, is_done: bool, result: Received) {
-        let is_it = |reload: &mut Reload| matches!(reload, Reload::Preparing(child) if *child == pid);
+        let is_it =
+            |reload: &mut PendingReload| matches!(reload, PendingReload::Preparing(child) if *child == pid);
         if self.rolling.reload.take_if(is_it).is_none() {
             return;
         }
         let next = match is_done {
-            true => Next::of(&self.generation, &*self.host.reread, result),
+            true => NextGeneration::of(&self.generation, &*self.host.reread, result),
             false => Err("a file system or name server does not answer".to_owned()),
         };
         match next {
-            Ok(Next { generation, former_log }) => {
+            Ok(NextGeneration { generation, former_log }) => {
                 self.rolling.former_log = former_log;
                 self.try_out(generation);
             }
@@ -64,7 +65,7 @@ impl Supervisor {
     /// When all auxiliary processes of a reload are ready workers are replaced.
     pub(super) fn go_on_with_reload(&mut self) {
         // Meanwhile a worker may be being replaced for another reason.
-        if matches!(self.rolling.reload, Some(Reload::Starting(_))) && self.rolling.policy.is_idle() {
+        if matches!(self.rolling.reload, Some(PendingReload::Starting(_))) && self.rolling.policy.is_idle() {
             match self.auxiliaries.trial() {
                 Some(Ok(())) => self.begin_trial(),
                 Some(Err(why)) => self.cancel_loading(&why),
@@ -74,7 +75,7 @@ impl Supervisor {
     }
 
     fn begin_trial(&mut self) {
-        let Some(Reload::Starting(generation)) = self.rolling.reload.take() else { return };
+        let Some(PendingReload::Starting(generation)) = self.rolling.reload.take() else { return };
         self.shared.counters.enter_all(&generation.routes);
         let mut changed = self.generation.changed_pools(&generation);
         // What did not start is tried out again, changed or not.
@@ -91,17 +92,17 @@ impl Supervisor {
         if steps.is_empty() {
             log::info!("reload: no worker has to be replaced");
         }
-        self.rolling.reload = Some(Reload::Replacing(generation));
+        self.rolling.reload = Some(PendingReload::Replacing(generation));
         self.rolling.policy.on(Event::Reload(steps));
     }
 
     /// A reload is not wanted any more for which no worker has been started.
     pub(super) fn cancel_loading(&mut self, why: &str) {
-        let is_loading = |reload: &mut Reload| !matches!(reload, Reload::Replacing(_));
+        let is_loading = |reload: &mut PendingReload| !matches!(reload, PendingReload::Replacing(_));
         match self.rolling.reload.take_if(is_loading) {
             None => return,
-            Some(Reload::Preparing(child)) => self.processes.terminate(child, clock::now()),
-            Some(Reload::Starting(new) | Reload::Replacing(new)) => {
+            Some(PendingReload::Preparing(child)) => self.processes.terminate(child, clock::now()),
+            Some(PendingReload::Starting(new) | PendingReload::Replacing(new)) => {
                 self.auxiliaries.abort_trial(&mut self.processes);
                 self.remove_sockets(new.sockets_without(&self.generation));
             }
@@ -147,7 +148,7 @@ impl Supervisor {
 
     /// The standbys of a reload serve, or nothing of it does, or the server was interrupted.
     pub(super) fn reload_done(&mut self, result: Result<(), Failure>) {
-        if let Some(Reload::Replacing(new)) = self.rolling.reload.take() {
+        if let Some(PendingReload::Replacing(new)) = self.rolling.reload.take() {
             self.auxiliaries.abort_trial(&mut self.processes);
             self.remove_sockets(new.sockets_without(&self.generation));
         }

@@ -25,7 +25,7 @@ const RETIRE: Duration = Duration::from_secs(120);
 pub(super) struct Rolling {
     pub policy: RollingRestart,
     /// How far a reload is, until it is committed.
-    pub reload: Option<Reload>,
+    pub reload: Option<PendingReload>,
     /// A reload is to begin as soon as nothing else is being replaced.
     pub is_reload_wanted: bool,
     /// The log of before the reload, if that has another one.
@@ -35,7 +35,7 @@ pub(super) struct Rolling {
 }
 
 /// A reload that has changed nothing yet.
-pub(super) enum Reload {
+pub(super) enum PendingReload {
     /// A child finds out what the new generation is made of.
     Preparing(Pid),
     /// Auxiliary processes of the new generation start.
@@ -53,14 +53,16 @@ impl Rolling {
     /// The generation of a reload whose processes start.
     pub fn on_trial(&self) -> Option<&Generation> {
         match &self.reload {
-            Some(Reload::Starting(generation) | Reload::Replacing(generation)) => Some(generation),
+            Some(PendingReload::Starting(generation) | PendingReload::Replacing(generation)) => {
+                Some(generation)
+            }
             _ => None,
         }
     }
 
     /// The same if workers start.
     pub fn of_standbys(&self) -> Option<&Generation> {
-        self.on_trial().filter(|_| matches!(self.reload, Some(Reload::Replacing(_))))
+        self.on_trial().filter(|_| matches!(self.reload, Some(PendingReload::Replacing(_))))
     }
 }
 
@@ -69,7 +71,7 @@ impl Supervisor {
         match action {
             Action::Start(place) => return self.start_standby(place),
             Action::Commit => {
-                if let Some(Reload::Replacing(generation)) = self.rolling.reload.take() {
+                if let Some(PendingReload::Replacing(generation)) = self.rolling.reload.take() {
                     self.commit(generation);
                 }
             }
@@ -92,7 +94,7 @@ impl Supervisor {
     /// Begins to replace what serves by another generation.
     pub(super) fn try_out(&mut self, generation: Generation) {
         self.auxiliaries.try_out(&self.generation, &generation);
-        self.rolling.reload = Some(Reload::Starting(generation));
+        self.rolling.reload = Some(PendingReload::Starting(generation));
     }
 
     /// Gives up what is being replaced; what serves goes on.

@@ -13,7 +13,7 @@ use nix::unistd::{ForkResult, Pid, fork, getpid};
 use super::child::{Child, Serve, Task};
 use super::generation::Generation;
 use super::processes::{Process, READY, is_ours};
-use super::relay::Source;
+use super::relay::LineSource;
 use super::role::{Kind, Role};
 
 use super::{Flow, LoopEnd, Supervisor};
@@ -59,7 +59,7 @@ pub(super) fn worker(
         supervisor.shared.mend(usize::from(record.place().pool), is_ours);
         supervisor.shared.counters.enter_place(record.place())?.starts.add(1);
         let is_boundary = !generation.config.reaches(record.place().pool.into(), 0);
-        let log = is_boundary.then(Source::pair).transpose()?.unzip();
+        let log = is_boundary.then(LineSource::pair).transpose()?.unzip();
         if role == Role::Standby {
             record.set_state(State::Standby);
         }

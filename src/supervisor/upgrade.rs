@@ -143,7 +143,7 @@ pub struct Inherited {
 
 /// An upgrade from the side of the old executable, and from that of the new one.
 pub(super) struct Upgrade {
-    pub policy: policy::Upgrade,
+    pub policy: policy::UpgradeState,
     /// One is to begin.
     pub is_wanted: bool,
     invocation: Invocation,
@@ -161,7 +161,7 @@ pub(super) struct Upgrade {
 
 impl Upgrade {
     pub fn new(invocation: Invocation, predecessor: Option<Predecessor>) -> Self {
-        let policy = policy::Upgrade::default();
+        let policy = policy::UpgradeState::default();
         Self {
             policy,
             is_wanted: false,
@@ -181,7 +181,7 @@ impl Upgrade {
 
     /// What to wait for.
     pub fn channels(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let channel = self.channel.as_ref().filter(|_| self.policy == policy::Upgrade::Starting);
+        let channel = self.channel.as_ref().filter(|_| self.policy == policy::UpgradeState::Starting);
         channel.into_iter().chain(self.old_server.as_ref().map(|old| &old.0)).map(AsFd::as_fd)
     }
 
@@ -192,7 +192,7 @@ impl Upgrade {
     }
 
     fn read(&mut self) -> Option<Event> {
-        let channel = self.channel.as_ref().filter(|_| self.policy == policy::Upgrade::Starting)?;
+        let channel = self.channel.as_ref().filter(|_| self.policy == policy::UpgradeState::Starting)?;
         loop {
             match self.received.take(channel.as_fd()) {
                 Ok(false) => {}

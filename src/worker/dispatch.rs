@@ -41,7 +41,7 @@ impl Worker {
     #[inline(always)]
     fn readable(&self, id: u64, in_turn: bool, buffer: &mut [u8]) -> bool {
         #[derive(Clone, Copy)]
-        enum Next {
+        enum AfterRead {
             Head,
             Messages,
             Gathered,
@@ -57,12 +57,12 @@ impl Worker {
                 return false;
             };
             let next = match &conn.phase {
-                Phase::Head(..) => Next::Head,
-                Phase::Open(_) => Next::Messages,
+                Phase::Head(..) => AfterRead::Head,
+                Phase::Open(_) => AfterRead::Messages,
                 // Read and dropped, so that closing does not reset the connection before the peer has read the
                 // last bytes.
-                Phase::Opening(..) | Phase::Linger(_) => Next::Nothing,
-                Phase::Reply(..) => Next::ReplyStill,
+                Phase::Opening(..) | Phase::Linger(_) => AfterRead::Nothing,
+                Phase::Reply(..) => AfterRead::ReplyStill,
             };
             let share = || conn.open().map(|open| open.share()).unwrap_or_default();
             if core.receive_budget.has_to_wait(id, share) {
@@ -74,7 +74,7 @@ impl Worker {
             }
             // The connection cannot move until everything read now is processed.
             record.set_flags(record.flags() & !(flags::MOVABLE | flags::UNSENT | flags::FRESH));
-            if matches!(next, Next::Head) {
+            if matches!(next, AfterRead::Head) {
                 record.forget_head();
             }
             let intake = match &mut conn.phase {
@@ -84,7 +84,13 @@ impl Worker {
             match intake {
                 Some((gathered, most)) => {
                     let asked = most.min(room);
-                    (receive::append(&conn.socket, gathered, asked), asked, Next::Gathered, at_once, room)
+                    (
+                        receive::append(&conn.socket, gathered, asked),
+                        asked,
+                        AfterRead::Gathered,
+                        at_once,
+                        room,
+                    )
                 }
                 None => {
                     let room = room.min(core.receive_budget.room());
@@ -94,20 +100,20 @@ impl Worker {
         };
         match (received, next) {
             // A half-close after the request: the peer still expects the reply.
-            (Ok(0), Next::ReplyStill) => self.conns.pause(id, Pause::Ended),
+            (Ok(0), AfterRead::ReplyStill) => self.conns.pause(id, Pause::Ended),
             (Ok(0), _) => {
                 if !self.conns.input_ended(id) {
                     self.handshakes.drop_unopened(id);
                 }
             }
-            (Ok(count), Next::Head) => self.read_head(id, &buffer[..count]),
-            (Ok(count), Next::Messages) if count <= UNTIMED && at_once => {
+            (Ok(count), AfterRead::Head) => self.read_head(id, &buffer[..count]),
+            (Ok(count), AfterRead::Messages) if count <= UNTIMED && at_once => {
                 self.session.process(id, buffer, count, None)
             }
-            (Ok(count), Next::Messages | Next::Gathered) => {
+            (Ok(count), AfterRead::Messages | AfterRead::Gathered) => {
                 let (begun, before) = (clock::now(), self.conns.delivered(id));
                 match next {
-                    Next::Gathered => self.session.process_gathered(id, buffer, count),
+                    AfterRead::Gathered => self.session.process_gathered(id, buffer, count),
                     _ => self.session.process(id, buffer, count, None),
                 }
                 let took = clock::now().since(begun);
@@ -116,7 +122,7 @@ impl Worker {
                     conn.turn.update(room, count, delivered, took);
                 }
             }
-            (Ok(_), Next::Nothing | Next::ReplyStill) => {}
+            (Ok(_), AfterRead::Nothing | AfterRead::ReplyStill) => {}
             // Nothing to read: restore the record flags.
             (Err(Errno::AGAIN | Errno::INTR), _) => self.conns.flush(id),
             (Err(_), _) => self.connection_lost(id),
@@ -226,7 +232,7 @@ impl Worker {
                 self.run_counted(conn, counted);
                 self.conns.commands.at(conn).leave();
             }
-            ThreadCommand::Verdict(conn) => self.handshakes.finish_handshake(conn),
+            ThreadCommand::HandshakeEnded(conn) => self.handshakes.finish_handshake(conn),
             ThreadCommand::Detached(conn, state) => self.transfer.thread_detached(conn, &state),
             ThreadCommand::CaughtUp(conn) => self.conns.finish_input(conn),
             ThreadCommand::Room(conn) => {

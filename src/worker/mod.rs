@@ -234,7 +234,7 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
         routes: Arc::clone(&routes),
         collector: Collector { modules, crash_report },
         records: conns.core.borrow().table.records(),
-        topics: conns.core.borrow().table.topic_places(),
+        topics: conns.core.borrow().table.topic_extents(),
         unsent: conns.core.borrow().table.unsent(),
         progress,
         arrivals: known_arrivals,

@@ -72,7 +72,7 @@ impl Engine {
     }
 
     /// Publishes a message of this machine.
-    pub fn publish(&self, key: &str, message: bus_wire::Message<'_>) {
+    pub fn publish(&self, key: &str, message: bus_wire::Publication<'_>) {
         let is_text = message.kind == KINDS[0];
         let payload = Bytes::copy_from_slice(message.payload);
         if !self.commands.publish(Message { key: key.into(), is_text, payload }) {
@@ -93,10 +93,13 @@ impl Engine {
     }
 
     /// Passes the messages of one turn to `take`.
-    pub fn receive(&self, mut take: impl FnMut(&str, bus_wire::Message<'_>)) {
+    pub fn receive(&self, mut take: impl FnMut(&str, bus_wire::Publication<'_>)) {
         for message in self.inbox.take() {
             let kind = if message.is_text { KINDS[0] } else { KINDS[1] };
-            take(&message.key, bus_wire::Message { but: 0, kind, compress: true, payload: &message.payload });
+            take(
+                &message.key,
+                bus_wire::Publication { but: 0, kind, compress: true, payload: &message.payload },
+            );
         }
     }
 

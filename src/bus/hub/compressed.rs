@@ -3,7 +3,7 @@
 //! Bounded, since it delays the messages of all pools. A worker compresses the messages that the bus does not.
 
 use super::{Subscriber, Topic};
-use crate::fleet::sockets::bus_wire::{Form, Message};
+use crate::fleet::sockets::bus_wire::{Form, Publication};
 use crate::proto::ws::deflate::codec::{Codecs, compress_alone};
 
 /// Forms that a worker can request for a topic; others are ignored.
@@ -24,14 +24,14 @@ impl Subscriber {
     }
 
     /// Whether it wants this message in this form.
-    pub(super) fn wants(&self, form: Form, message: Message<'_>) -> bool {
+    pub(super) fn wants(&self, form: Form, message: Publication<'_>) -> bool {
         self.forms.iter().any(|(known, least)| *known == form && message.payload.len() >= *least as usize)
     }
 }
 
 impl Topic {
     /// The message in each form that several workers want.
-    pub(super) fn compress(&self, message: Message<'_>, codecs: &mut Codecs) -> Vec<(Form, Vec<u8>)> {
+    pub(super) fn compress(&self, message: Publication<'_>, codecs: &mut Codecs) -> Vec<(Form, Vec<u8>)> {
         let mut compressed: Vec<(Form, Vec<u8>)> = Vec::new();
         if !message.compress || message.payload.len() > MAX_SIZE {
             return compressed;

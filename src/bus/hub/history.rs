@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::{COST, Hub, Topic, UNUSED};
-use crate::fleet::sockets::bus_wire::{self, Incoming, Message};
+use crate::fleet::sockets::bus_wire::{self, Incoming, Publication};
 use crate::time::Instant;
 
 /// A message that is kept.
@@ -22,14 +22,14 @@ pub(super) struct Stored {
 }
 
 impl Stored {
-    fn new(message: Message<'_>) -> Self {
-        let Message { but, kind, compress, payload } = message;
+    fn new(message: Publication<'_>) -> Self {
+        let Publication { but, kind, compress, payload } = message;
         Stored { but, kind, compress, payload: payload.into() }
     }
 
     /// As it was published.
-    pub(super) fn message(&self) -> Message<'_> {
-        Message { but: self.but, kind: self.kind, compress: self.compress, payload: &self.payload }
+    pub(super) fn message(&self) -> Publication<'_> {
+        Publication { but: self.but, kind: self.kind, compress: self.compress, payload: &self.payload }
     }
 
     fn cost(&self) -> usize {
@@ -39,7 +39,7 @@ impl Stored {
 
 impl Hub {
     /// Keeps a message; drops the oldest ones if there is no room.
-    pub(super) fn keep(&mut self, key: Rc<str>, stamp: u64, message: Message<'_>) {
+    pub(super) fn keep(&mut self, key: Rc<str>, stamp: u64, message: Publication<'_>) {
         let message = Stored::new(message);
         self.kept += message.cost();
         let topic = self.topics.entry(Rc::clone(&key)).or_insert_with(|| Topic::new(self.floor));

@@ -21,7 +21,7 @@ fn subscribe(hub: &mut Hub, token: u64, ticket: u32, from: u64) {
 }
 
 fn publish(hub: &mut Hub, token: u64, payload: &[u8], now: u64) {
-    let message = Message { but: 0, kind: 1, compress: true, payload };
+    let message = Publication { but: 0, kind: 1, compress: true, payload };
     send(hub, token, Request::Publish { time: now, key: KEY, message }, now).unwrap();
 }
 
@@ -185,7 +185,7 @@ fn breaches_of_the_protocol_are_detected() {
     assert_eq!(send(&mut hub, 1, subscribe(2, "/chat\0a"), 0), Err(Breach::Malformed));
     assert_eq!(send(&mut hub, 1, subscribe(2, "/chat\0b"), 0), Ok(()));
     assert_eq!(send(&mut hub, 1, subscribe(3, "/chat\0c"), 0), Err(Breach::Topics));
-    let message = Message { but: 0, kind: 1, compress: false, payload: b"\xff" };
+    let message = Publication { but: 0, kind: 1, compress: false, payload: b"\xff" };
     assert_eq!(send(&mut hub, 1, Request::Publish { time: 0, key: KEY, message }, 0), Err(Breach::NotUtf8));
     assert_eq!(
         send(&mut hub, 1, Request::Publish { time: 0, key: "shared\0a", message }, 0),

@@ -35,13 +35,13 @@ const TRIES: usize = 64;
 
 /// The words that the processes of a pool share. They only grow.
 #[repr(C, align(128))]
-struct Header {
+struct PoolWords {
     refusals: [AtomicU64; Refusal::VARIANTS.len()],
     uncounted: AtomicU64,
 }
 
 // SAFETY: atomic integers.
-unsafe impl Shareable for Header {}
+unsafe impl Shareable for PoolWords {}
 
 /// What one process counts.
 #[repr(C, align(128))]
@@ -105,7 +105,7 @@ pub type Mark = u64;
 
 /// The table. Lives until the last process that has it mapped ends.
 pub struct Addresses {
-    headers: PerPool<Header>,
+    headers: PerPool<PoolWords>,
     rows: PerPool<Row>,
     secret: RandomState,
 }
@@ -231,7 +231,7 @@ impl Addresses {
         self.sum(|header| Some(&header.uncounted))
     }
 
-    fn sum(&self, count: impl Fn(&Header) -> Option<&AtomicU64>) -> u64 {
+    fn sum(&self, count: impl Fn(&PoolWords) -> Option<&AtomicU64>) -> u64 {
         let headers = self.headers.iter().flat_map(|(_, headers)| headers);
         headers.filter_map(|header| Some(count(header)?.load(Ordering::Relaxed))).fold(0, u64::wrapping_add)
     }
@@ -278,7 +278,7 @@ impl Row {
 pub struct Limiter {
     table: &'static Addresses,
     pool: usize,
-    header: Option<&'static Header>,
+    header: Option<&'static PoolWords>,
     /// None: there was no row left.
     row: Option<&'static Row>,
     /// Of connections without an address.

@@ -20,7 +20,7 @@ pub struct CrashReport {
 
 /// A message that was being handled.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Message {
+pub struct MessageExcerpt {
     /// `WS_TEXT` or `WS_BINARY`.
     pub kind: u32,
     /// Bytes of its payload.
@@ -41,7 +41,7 @@ pub fn hash(first: &[u8]) -> u32 {
 
 /// Everything that was left.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Facts {
+pub struct CrashDetails {
     /// The code that crashed; if it is a library's, the handler's code that called it.
     pub code: Option<Spot>,
     /// The library's code.
@@ -55,7 +55,7 @@ pub struct Facts {
     /// The chosen subprotocol.
     pub protocol: Option<Vec<u8>>,
     /// What was being handled.
-    pub message: Option<Message>,
+    pub message: Option<MessageExcerpt>,
 }
 
 /// The reports of all slots, by pool.
@@ -110,7 +110,7 @@ impl CrashReport {
     }
 
     /// All that was left, with these facts. [supervisor]
-    pub fn read(&self, facts: &CrashFacts) -> Facts {
+    pub fn read(&self, facts: &CrashFacts) -> CrashDetails {
         let mut at = 0;
         let [resource, origin, protocol] = facts.strings.map(|size| {
             let size = size.checked_sub(1)? as usize;
@@ -118,14 +118,14 @@ impl CrashReport {
             at += size;
             Some(load(string))
         });
-        let message = (facts.kind != 0).then(|| Message {
+        let message = (facts.kind != 0).then(|| MessageExcerpt {
             kind: facts.kind,
             size: facts.size,
             hash: (facts.is_hashed != 0).then_some(facts.hash),
             bytes: self.bytes.get(..facts.kept as usize).map(load).unwrap_or_default(),
         });
         let (code, via, peer) = (facts.code.known(), facts.via.known(), facts.peer.address());
-        Facts { code, via, peer, resource, origin, protocol, message }
+        CrashDetails { code, via, peer, resource, origin, protocol, message }
     }
 }
 
@@ -156,7 +156,7 @@ mod tests {
     fn what_is_kept_is_read() {
         let slots = create(3, 32, 8);
         let mut noted = CrashFacts::new((11, 0), (0, 0));
-        assert_eq!(slots[1].read(&noted), Facts::default());
+        assert_eq!(slots[1].read(&noted), CrashDetails::default());
         let (code, via) = (Spot::new(b"crash_wsh.so", 0x11a3), Spot::new(b"libc.so.6", 0x8a));
         (noted.code, noted.via) = (code, via);
         noted.peer = Some("192.0.2.1:80".parse().unwrap()).into();
@@ -164,8 +164,8 @@ mod tests {
         (noted.kind, noted.size, noted.hash, noted.is_hashed) = (1, 11, 7, 1);
         noted.kept = slots[1].keep_bytes(0, b"hello");
         noted.kept += slots[1].keep_bytes(noted.kept, b" world");
-        let message = Message { kind: 1, size: 11, hash: Some(7), bytes: b"hello wo".to_vec() };
-        let expected = Facts {
+        let message = MessageExcerpt { kind: 1, size: 11, hash: Some(7), bytes: b"hello wo".to_vec() };
+        let expected = CrashDetails {
             code: Some(code),
             via: Some(via),
             peer: Some("192.0.2.1:80".parse().unwrap()),
@@ -188,7 +188,7 @@ mod tests {
         assert_eq!(crash_report.keep_bytes(0, b"bytes"), 0);
         let facts = crash_report.read(&noted);
         assert_eq!((facts.resource, facts.origin, facts.protocol), (None, Some(b"origin".to_vec()), None));
-        assert_eq!(facts.message, Some(Message { kind: 2, size: 5, hash: None, bytes: vec![] }));
+        assert_eq!(facts.message, Some(MessageExcerpt { kind: 2, size: 5, hash: None, bytes: vec![] }));
         (noted.strings, noted.kept) = ([8, u32::MAX, 7], u32::MAX);
         let facts = crash_report.read(&noted);
         assert_eq!((facts.resource, facts.origin, facts.protocol), (None, None, Some(b"origin".to_vec())));

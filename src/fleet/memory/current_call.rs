@@ -40,7 +40,7 @@ pub struct CurrentCall {
 
 /// A message that is being delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Message {
+pub struct CurrentMessage {
     /// `WS_TEXT` or `WS_BINARY`.
     pub kind: u32,
     /// Bytes of its payload.
@@ -115,10 +115,10 @@ impl CurrentCall {
     }
 
     /// The message that is being delivered. May be torn while the worker lives.
-    pub fn message(&self) -> Option<Message> {
+    pub fn message(&self) -> Option<CurrentMessage> {
         let kind = Some(self.kind.load(Ordering::Relaxed)).filter(|kind| *kind != 0)?;
         let (size, data) = (self.size.load(Ordering::Relaxed), self.data.load(Ordering::Relaxed));
-        Some(Message { kind, size, data })
+        Some(CurrentMessage { kind, size, data })
     }
 
     /// The first [`KEPT`] bytes of the message. [supervisor, after the worker's death]

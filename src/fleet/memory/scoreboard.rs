@@ -22,7 +22,7 @@ use crate::time::Instant;
 
 /// The shared records. Lives until the last process that has it mapped ends; never freed before.
 pub struct Scoreboard {
-    header: &'static Header,
+    header: &'static SharedWords,
     assignments: &'static [Assignment],
     /// Of the default pool only.
     throttles: PerPool<Throttle>,
@@ -389,7 +389,7 @@ impl fmt::Display for Fault {
 /// The words that all slots share. [supervisor]
 #[derive(Debug)]
 #[repr(C, align(128))]
-struct Header {
+struct SharedWords {
     /// Slots that are, or were, in use.
     used: AtomicU32,
     /// 1: another server has the listening sockets, too.
@@ -398,7 +398,7 @@ struct Header {
 }
 
 // SAFETY: atomic integers.
-unsafe impl Shareable for Header {}
+unsafe impl Shareable for SharedWords {}
 
 /// What the workers of the default pool share the listening sockets by.
 #[derive(Debug)]

@@ -27,7 +27,7 @@ const LENGTH: usize = 4;
 
 /// A message as a handler published it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Message<'a> {
+pub struct Publication<'a> {
     /// The subscriber that is not to get it, by the number that it has everywhere; 0: none.
     pub but: u64,
     /// `WS_TEXT` or `WS_BINARY`.
@@ -67,7 +67,7 @@ pub enum Request<'a> {
         /// Scope, NUL, name.
         key: &'a str,
         /// The message.
-        message: Message<'a>,
+        message: Publication<'a>,
     },
     /// Subscribers of this topic want messages of at least so many bytes compressed like this: where other workers want that
     /// too, the bus does it for all.
@@ -100,7 +100,7 @@ pub enum Notice<'a> {
         /// When the bus took it in.
         stamp: u64,
         /// The message.
-        message: Message<'a>,
+        message: Publication<'a>,
     },
     /// The message in the next frame, compressed.
     Compressed {
@@ -160,7 +160,7 @@ pub enum Kept<'a> {
         /// Scope, NUL, name.
         key: &'a str,
         /// The message.
-        message: Message<'a>,
+        message: Publication<'a>,
     },
     /// Messages of this topic that are not kept any more.
     Forgotten {
@@ -373,7 +373,7 @@ impl<'a> Frame<'a> {
         self.rest(&(key.len() as u16).to_ne_bytes()).rest(key.as_bytes())
     }
 
-    fn message(self, message: Message<'_>) -> Self {
+    fn message(self, message: Publication<'_>) -> Self {
         let frame = self.u64(message.but).byte(message.kind).byte(message.compress.into());
         frame.rest(message.payload)
     }
@@ -412,12 +412,12 @@ fn form(bytes: &mut &[u8]) -> Option<Form> {
 }
 
 /// All that is left. That text is UTF-8 is for the reader to see.
-fn message<'a>(bytes: &mut &'a [u8]) -> Option<Message<'a>> {
+fn message<'a>(bytes: &mut &'a [u8]) -> Option<Publication<'a>> {
     let but = u64(bytes)?;
     let [kind @ 1..=2, compress @ 0..=1] = *take_array(bytes)? else { return None };
     let payload = std::mem::take(bytes);
     let is_short = payload.len() <= MAX_MESSAGE;
-    is_short.then_some(Message { but, kind, compress: compress == 1, payload })
+    is_short.then_some(Publication { but, kind, compress: compress == 1, payload })
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 pub const MAX_FACTS: usize = 72 * 1024;
 /// Bytes in front of the fields: the checksum of what follows it, then the flags.
 const FIXED: usize = 5;
-/// Field count, in the order of [`Facts::fields`].
+/// Field count, in the order of [`GatewayFacts::fields`].
 const FIELDS: usize = 8;
 
 const TLS: u8 = 1;
@@ -15,7 +15,7 @@ const HTTP_2: u8 = 4;
 
 /// The facts of one connection. Each field is followed by a NUL where it lies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Facts<'a> {
+pub struct GatewayFacts<'a> {
     /// The peer speaks TLS with the gateway.
     pub is_tls: bool,
     /// The TLS session continues an earlier one.
@@ -40,7 +40,7 @@ pub struct Facts<'a> {
     pub chain: Option<&'a [u8]>,
 }
 
-impl<'a> Facts<'a> {
+impl<'a> GatewayFacts<'a> {
     /// As bytes; `None` if they are more than [`MAX_FACTS`].
     pub fn to_bytes(self) -> Option<Vec<u8>> {
         let flag = |is_set: bool, flag: u8| if is_set { flag } else { 0 };
@@ -114,29 +114,30 @@ mod tests {
 
     #[test]
     fn facts_come_back_as_they_were() {
-        let some = Facts {
+        let some = GatewayFacts {
             is_tls: true,
             is_http2: true,
             local: Some(b"192.0.2.1:443"),
             version: Some(b"TLSv1.3"),
             server_name: Some(b""),
             chain: Some(&[0; 60_000]),
-            ..Facts::default()
+            ..GatewayFacts::default()
         };
-        for facts in [Facts::default(), some] {
-            assert_eq!(Facts::from_bytes(&facts.to_bytes().unwrap()), Some(facts));
+        for facts in [GatewayFacts::default(), some] {
+            assert_eq!(GatewayFacts::from_bytes(&facts.to_bytes().unwrap()), Some(facts));
         }
     }
 
     #[test]
     fn too_many_and_damaged_bytes_are_refused() {
-        assert_eq!(Facts { chain: Some(&[0; MAX_FACTS]), ..Facts::default() }.to_bytes(), None);
-        let bytes = Facts { subject: Some(b"CN=somebody"), ..Facts::default() }.to_bytes().unwrap();
+        assert_eq!(GatewayFacts { chain: Some(&[0; MAX_FACTS]), ..GatewayFacts::default() }.to_bytes(), None);
+        let bytes =
+            GatewayFacts { subject: Some(b"CN=somebody"), ..GatewayFacts::default() }.to_bytes().unwrap();
         for at in 0..bytes.len() {
             let mut damaged = bytes.clone();
             damaged[at] ^= 1;
-            assert_eq!(Facts::from_bytes(&damaged), None, "byte {at}");
-            assert_eq!(Facts::from_bytes(&bytes[..at]), None, "cut at {at}");
+            assert_eq!(GatewayFacts::from_bytes(&damaged), None, "byte {at}");
+            assert_eq!(GatewayFacts::from_bytes(&bytes[..at]), None, "cut at {at}");
         }
     }
 }

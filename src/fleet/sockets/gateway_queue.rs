@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::datagram;
-use super::facts::{Facts, MAX_FACTS};
+use super::facts::{GatewayFacts, MAX_FACTS};
 use super::queue::SocketQueue;
 
 /// The form of a preamble: another number whenever it changes, so that different versions of the server do not misread
@@ -32,7 +32,7 @@ pub fn create() -> io::Result<SocketQueue> {
 pub struct Preamble<'a> {
     /// The peer, or whom a trusted proxy has named.
     pub peer: Option<SocketAddr>,
-    /// [`Facts`] as bytes.
+    /// [`GatewayFacts`] as bytes.
     pub facts: &'a [u8],
 }
 
@@ -68,7 +68,7 @@ impl<'a> Preamble<'a> {
             peer => Some(str::from_utf8(peer).ok()?.parse().ok()?),
         };
         let is_whole = format == FORMAT && rest.len() == facts as usize;
-        (is_whole && Facts::from_bytes(rest).is_some()).then_some(Self { peer, facts: rest })
+        (is_whole && GatewayFacts::from_bytes(rest).is_some()).then_some(Self { peer, facts: rest })
     }
 }
 
@@ -84,7 +84,7 @@ mod tests {
     fn a_connection_arrives_with_its_preamble() {
         let queue = create().unwrap();
         let (mut ours, theirs) = UnixStream::pair().unwrap();
-        let facts = Facts { chain: Some(&[7; 65_000]), ..Facts::default() }.to_bytes().unwrap();
+        let facts = GatewayFacts { chain: Some(&[7; 65_000]), ..GatewayFacts::default() }.to_bytes().unwrap();
         let peer = Some("[2001:db8:1111:2222:3333:4444:5555:6666]:65535".parse().unwrap());
         let sent = Preamble { peer, facts: &facts };
         sent.send(queue.tx.as_fd(), theirs.as_fd()).unwrap();
@@ -102,7 +102,7 @@ mod tests {
     fn what_is_no_preamble_is_passed_over() {
         let queue = create().unwrap();
         let (_, theirs) = UnixStream::pair().unwrap();
-        let facts = Facts::default().to_bytes().unwrap();
+        let facts = GatewayFacts::default().to_bytes().unwrap();
         datagram::send(queue.tx.as_fd(), b"GET / HTTP/1.1", &[theirs.as_fd()]).unwrap();
         Preamble { facts: &facts[1..], ..Preamble::default() }
             .send(queue.tx.as_fd(), theirs.as_fd())
@@ -120,7 +120,7 @@ mod tests {
     fn a_full_queue_says_so() {
         let queue = create().unwrap();
         let (_, theirs) = UnixStream::pair().unwrap();
-        let facts = Facts { chain: Some(&[7; 65_000]), ..Facts::default() }.to_bytes().unwrap();
+        let facts = GatewayFacts { chain: Some(&[7; 65_000]), ..GatewayFacts::default() }.to_bytes().unwrap();
         let preamble = Preamble { facts: &facts, ..Preamble::default() };
         let full = (0..1000).find_map(|_| preamble.send(queue.tx.as_fd(), theirs.as_fd()).err());
         assert_eq!(full.unwrap().kind(), io::ErrorKind::WouldBlock);

@@ -34,7 +34,7 @@ use crate::fleet::memory::scoreboard::{Place, State};
 use crate::fleet::memory::shared::Shared;
 use crate::fleet::process::proc;
 use crate::fleet::routes::Routes;
-use crate::fleet::sockets::bus_wire::{FORMAT, Message, Request, key_of};
+use crate::fleet::sockets::bus_wire::{FORMAT, Publication, Request, key_of};
 use crate::fleet::sockets::control::{Channel, Command, Report};
 use crate::fleet::sockets::datagram;
 use crate::fleet::sockets::inbox;
@@ -300,7 +300,7 @@ impl Host {
         let rendezvous = self.bus.tx(&self.pool())?;
         theirs.set_nonblocking(true)?;
         datagram::send(rendezvous.as_fd(), &FORMAT.to_ne_bytes(), &[theirs.as_fd()])?;
-        let message = Message { but: 0, kind: 1, compress: true, payload: text.as_bytes() };
+        let message = Publication { but: 0, kind: 1, compress: true, payload: text.as_bytes() };
         let mut frame = Vec::new();
         let time = crate::clock::now().as_nanos();
         Request::Publish { time, key: &key, message }.append_to(&mut frame);

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// A complete header: whom the proxy speaks for, and how many bytes of the input it has. `None`: for itself, or it does not
 /// know; then the real address counts.
-pub type Header = (Option<SocketAddr>, usize);
+pub type ProxyHeader = (Option<SocketAddr>, usize);
 
 /// The input does not begin with a header: the connection is to be dropped (section 2: receivers must not guess).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -26,7 +26,7 @@ const CHECKSUM: u8 = 3;
 
 /// Parses the header at the beginning of `input`, which is everything received so far; `None` if it is not complete, and right
 /// so far.
-pub fn parse(input: &[u8]) -> Result<Option<Header>, BadHeader> {
+pub fn parse(input: &[u8]) -> Result<Option<ProxyHeader>, BadHeader> {
     let begins = |with: &[u8]| input.iter().zip(with).all(|(byte, expected)| byte == expected);
     if begins(V2) {
         version_2(input)
@@ -38,7 +38,7 @@ pub fn parse(input: &[u8]) -> Result<Option<Header>, BadHeader> {
 }
 
 /// Section 2.1: `PROXY TCP4 SOURCE DESTINATION PORT PORT CRLF`.
-fn version_1(input: &[u8]) -> Result<Option<Header>, BadHeader> {
+fn version_1(input: &[u8]) -> Result<Option<ProxyHeader>, BadHeader> {
     let line = input.get(..V1_LONGEST).unwrap_or(input);
     let Some(end) = memchr::memchr2(b'\r', b'\n', line) else { return incomplete(line) };
     match line.get(end..).unwrap_or_default() {
@@ -70,7 +70,7 @@ fn version_1(input: &[u8]) -> Result<Option<Header>, BadHeader> {
     }
 }
 
-fn incomplete(line: &[u8]) -> Result<Option<Header>, BadHeader> {
+fn incomplete(line: &[u8]) -> Result<Option<ProxyHeader>, BadHeader> {
     match line.len() {
         0..V1_LONGEST => Ok(None),
         _ => Err(BadHeader("a line of more than 107 bytes")),
@@ -84,7 +84,7 @@ fn port(text: &str) -> Option<u16> {
 }
 
 /// Section 2.2: the signature, version and command, family and transport, a length, so many bytes.
-fn version_2(input: &[u8]) -> Result<Option<Header>, BadHeader> {
+fn version_2(input: &[u8]) -> Result<Option<ProxyHeader>, BadHeader> {
     let is_local = match input.get(V2.len()) {
         None => return Ok(None),
         Some(0x20) => true,

@@ -6,7 +6,7 @@ use crate::proto::ws::close::{self, NO_CODE, POLICY, Violation};
 use crate::proto::ws::deflate::codec::{Codecs, Deflate};
 use crate::proto::ws::frame::{self, MAX_CONTROL, Opcode};
 use crate::proto::ws::limits::Limits;
-use crate::proto::ws::message::{self, Decoder, Item, Surroundings};
+use crate::proto::ws::message::{self, Decoded, Decoder, Surroundings};
 use crate::proto::ws::utf8::{self, Validator};
 use crate::time::Instant;
 use std::ops::Range;
@@ -105,7 +105,7 @@ pub struct Connection {
     rare: Option<Box<Rare>>,
     /// 0: none.
     close_sent: u16,
-    phase: Phase,
+    close_state: CloseState,
     awaiting_pong: bool,
     stream: bool,
     paused: bool,
@@ -113,7 +113,7 @@ pub struct Connection {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Phase {
+enum CloseState {
     Open,
     /// Ours is sent, the peer's is to come.
     CloseSent,
@@ -159,7 +159,7 @@ impl Connection {
             since: now,
             rare: None,
             close_sent: 0,
-            phase: Phase::Open,
+            close_state: CloseState::Open,
             awaiting_pong: false,
             stream,
             paused: false,
@@ -199,7 +199,7 @@ impl Connection {
         now: Instant,
         limits: &Limits,
     ) -> Option<(Kind, Range<usize>)> {
-        if self.phase != Phase::Open || !self.decoder.is_between_messages() {
+        if self.close_state != CloseState::Open || !self.decoder.is_between_messages() {
             return None;
         }
         let whole = message::whole(input, at, limits)?;
@@ -211,7 +211,7 @@ impl Connection {
     #[inline(never)]
     pub fn receive_other(&mut self, input: &mut [u8], at: &mut usize, io: &mut Io) -> Event {
         self.last_received = io.now;
-        while matches!(self.phase, Phase::Open | Phase::CloseSent) {
+        while matches!(self.close_state, CloseState::Open | CloseState::CloseSent) {
             let mut with = Surroundings {
                 limits: io.limits,
                 deflate: self.deflate.as_deref_mut(),
@@ -228,17 +228,17 @@ impl Connection {
     }
 
     /// What an item means for the connection, if that is anything.
-    fn event(&mut self, item: Result<Item, Violation>, input: &[u8], io: &mut Io) -> Option<Event> {
+    fn event(&mut self, item: Result<Decoded, Violation>, input: &[u8], io: &mut Io) -> Option<Event> {
         match item {
             // RFC 6455 5.5.1: after our Close nobody waits for messages.
-            Ok(Item::Data { .. }) if self.phase == Phase::CloseSent => None,
-            Ok(Item::Data { kind, first, last, compressed, body }) => {
+            Ok(Decoded::Data { .. }) if self.close_state == CloseState::CloseSent => None,
+            Ok(Decoded::Data { kind, first, last, compressed, body }) => {
                 self.last_message = io.now;
                 Some(Event::Message { kind, first, last, compressed, body })
             }
-            Ok(Item::NeedMore) => Some(Event::NeedMore),
-            Ok(Item::Empty) => Some(Event::Empty),
-            Ok(Item::Control { opcode, body }) => self.on_control(opcode, body, input, io),
+            Ok(Decoded::NeedMore) => Some(Event::NeedMore),
+            Ok(Decoded::Empty) => Some(Event::Empty),
+            Ok(Decoded::Control { opcode, body }) => self.on_control(opcode, body, input, io),
             Err(violation) => Some(self.fail(violation, io)),
         }
     }
@@ -267,10 +267,10 @@ impl Connection {
             _ => {}
         }
         self.append_close(code, reason, io.out);
-        if self.phase == Phase::CloseReceived {
+        if self.close_state == CloseState::CloseReceived {
             self.finish(io.codecs);
         } else {
-            self.phase = Phase::CloseSent;
+            self.close_state = CloseState::CloseSent;
             self.since = io.now;
         }
         Ok(())
@@ -284,10 +284,10 @@ impl Connection {
 
     /// The peer has closed its end without a Close frame. What is to be sent still can be.
     pub fn end_input(&mut self, io: &mut Io) {
-        match self.phase {
-            Phase::Open => (self.phase, self.since) = (Phase::CloseReceived, io.now),
-            Phase::CloseSent => self.finish(io.codecs),
-            Phase::CloseReceived | Phase::Finished => {}
+        match self.close_state {
+            CloseState::Open => (self.close_state, self.since) = (CloseState::CloseReceived, io.now),
+            CloseState::CloseSent => self.finish(io.codecs),
+            CloseState::CloseReceived | CloseState::Finished => {}
         }
     }
 
@@ -298,7 +298,7 @@ impl Connection {
 
     /// Both sides are done, or the connection has failed: once `out` is written the socket can be shut down.
     pub fn is_finished(&self) -> bool {
-        self.phase == Phase::Finished
+        self.close_state == CloseState::Finished
     }
 
     /// The code of our Close frame, 1005 if it had none; `None` if none was sent.
@@ -309,7 +309,7 @@ impl Connection {
     /// Open, no frame or message incomplete either way, no compression context that the peer refers to: a new
     /// `Connection` in another process can go on from here.
     pub fn is_movable(&self) -> bool {
-        self.phase == Phase::Open
+        self.close_state == CloseState::Open
             && self.decoder.is_between_messages()
             && self.outgoing().is_none()
             && self.deflate.as_deref().is_none_or(Deflate::movable)
@@ -352,9 +352,9 @@ impl Connection {
     }
 
     fn check_may_send(&self) -> Result<(), SendError> {
-        match self.phase {
-            Phase::Open | Phase::CloseReceived => Ok(()),
-            Phase::CloseSent | Phase::Finished => Err(SendError::Closing),
+        match self.close_state {
+            CloseState::Open | CloseState::CloseReceived => Ok(()),
+            CloseState::CloseSent | CloseState::Finished => Err(SendError::Closing),
         }
     }
 
@@ -367,7 +367,7 @@ impl Connection {
                 Err(violation) => self.fail(violation, io),
             }),
             // RFC 6455 5.5.1: after our Close nothing more is sent.
-            Opcode::Ping if self.phase == Phase::CloseSent => None,
+            Opcode::Ping if self.close_state == CloseState::CloseSent => None,
             Opcode::Ping => {
                 if !self.pay_for_ping(io) {
                     return Some(self.fail(Violation { code: POLICY, why: "too many Pings" }, io));
@@ -397,11 +397,11 @@ impl Connection {
                 Body::Owned(gathered)
             }
         };
-        if self.phase == Phase::CloseSent {
+        if self.close_state == CloseState::CloseSent {
             self.finish(io.codecs);
             Event::Closed { code, reason }
         } else {
-            self.phase = Phase::CloseReceived;
+            self.close_state = CloseState::CloseReceived;
             self.since = io.now;
             Event::CloseReceived { code, reason }
         }
@@ -422,11 +422,11 @@ impl Connection {
     /// RFC 6455 7.1.7: fails the connection.
     #[cold]
     fn fail(&mut self, violation: Violation, io: &mut Io) -> Event {
-        if self.deferring && self.phase == Phase::Open {
-            (self.phase, self.since) = (Phase::CloseReceived, io.now);
+        if self.deferring && self.close_state == CloseState::Open {
+            (self.close_state, self.since) = (CloseState::CloseReceived, io.now);
             return Event::Failed { code: violation.code, why: violation.why };
         }
-        if self.phase != Phase::CloseSent {
+        if self.close_state != CloseState::CloseSent {
             self.append_close(Some(violation.code), b"", io.out);
         }
         self.finish(io.codecs);
@@ -444,7 +444,7 @@ impl Connection {
 
     /// Gives back what is held: nothing more is decoded or sent.
     fn finish(&mut self, codecs: &mut Codecs) {
-        self.phase = Phase::Finished;
+        self.close_state = CloseState::Finished;
         self.decoder = Decoder::new();
         self.rare = None;
         if let Some(deflate) = &mut self.deflate {

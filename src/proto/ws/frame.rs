@@ -38,7 +38,7 @@ impl Opcode {
 
 /// The header of a client's frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Header {
+pub struct FrameHeader {
     /// The last fragment of its message.
     pub fin: bool,
     /// The first fragment of a compressed message (RFC 7692 6).
@@ -54,7 +54,7 @@ pub struct Header {
 /// Decodes the header at the start of `input`: the header and its length, or `None` if it is not complete
 /// yet. A wrong header is refused with the first octet that shows it. `rsv1` says whether an extension
 /// uses that bit.
-pub fn decode(input: &[u8], rsv1: bool) -> Result<Option<(Header, usize)>, Violation> {
+pub fn decode(input: &[u8], rsv1: bool) -> Result<Option<(FrameHeader, usize)>, Violation> {
     let Some((&first, rest)) = input.split_first() else { return Ok(None) };
     let (fin, rsv1, opcode) = check_first(first, rsv1)?;
     let Some((&second, rest)) = rest.split_first() else { return Ok(None) };
@@ -91,7 +91,7 @@ pub fn decode(input: &[u8], rsv1: bool) -> Result<Option<(Header, usize)>, Viola
         short => (u64::from(short), rest, 2),
     };
     let Some((&key, _)) = rest.split_first_chunk::<4>() else { return Ok(None) };
-    Ok(Some((Header { fin, rsv1, opcode, len, mask: Mask::new(key) }, before_key + 4)))
+    Ok(Some((FrameHeader { fin, rsv1, opcode, len, mask: Mask::new(key) }, before_key + 4)))
 }
 
 /// Decodes the header of a frame that is a whole text or binary message and uses no extension: opcode, octets of payload,
@@ -203,7 +203,7 @@ pub fn fuzz(data: &[u8]) {
         assert_eq!(&encoded, &input[..consumed - 4]);
     }
     if let Some((opcode, len, mask, header)) = decode_simple(input) {
-        let simple = Header { fin: true, rsv1: false, opcode, len: len as u64, mask };
+        let simple = FrameHeader { fin: true, rsv1: false, opcode, len: len as u64, mask };
         assert_eq!(whole, Ok(Some((simple, header))));
     }
 }

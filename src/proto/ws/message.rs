@@ -4,7 +4,7 @@
 
 use crate::proto::ws::close::{INVALID_DATA, TOO_BIG, Violation};
 use crate::proto::ws::deflate::codec::{Codecs, Deflate, InflateError};
-use crate::proto::ws::frame::{self, Header, MAX_HEADER, Opcode};
+use crate::proto::ws::frame::{self, FrameHeader, MAX_HEADER, Opcode};
 use crate::proto::ws::limits::Limits;
 pub use crate::proto::ws::payload::{Body, Kind};
 use crate::proto::ws::utf8::{self, Validator};
@@ -12,7 +12,7 @@ use std::ops::Range;
 
 /// What `Decoder::next` has found.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Item {
+pub enum Decoded {
     /// All of the input is used up.
     NeedMore,
     /// A whole message (`first` and `last`), or in a stream a part of one.
@@ -65,7 +65,7 @@ enum Stage {
     /// `0 <= have < MAX_HEADER` octets of a header are there.
     Header { have: u8, octets: [u8; MAX_HEADER - 1] },
     /// Within a payload: `len` octets of it are to come, masked with `mask`.
-    Payload(Header),
+    Payload(FrameHeader),
 }
 
 impl Stage {
@@ -126,7 +126,7 @@ impl Decoder {
         input: &mut [u8],
         at: &mut usize,
         with: &mut Surroundings,
-    ) -> Result<Item, Violation> {
+    ) -> Result<Decoded, Violation> {
         let mut stage = self.partial.as_ref().map_or(Stage::START, |partial| partial.stage);
         let item = loop {
             match stage {
@@ -139,7 +139,7 @@ impl Decoder {
                         }
                         Err(incomplete) => {
                             stage = incomplete;
-                            break Item::NeedMore;
+                            break Decoded::NeedMore;
                         }
                     }
                 }
@@ -161,7 +161,7 @@ impl Decoder {
     }
 
     /// Whether the frame may stand here.
-    fn begin_frame(&mut self, header: &Header, limits: &Limits) -> Result<(), Violation> {
+    fn begin_frame(&mut self, header: &FrameHeader, limits: &Limits) -> Result<(), Violation> {
         let open = self.partial.as_ref().is_some_and(|partial| partial.message.is_some());
         let kind = match header.opcode {
             // RFC 6455 5.4: control frames may stand between the fragments of a message.
@@ -195,11 +195,11 @@ impl Decoder {
     /// What is there of the payload, and what comes next. No item: it is complete, and there is nothing to deliver.
     fn payload(
         &mut self,
-        mut header: Header,
+        mut header: FrameHeader,
         input: &mut [u8],
         at: &mut usize,
         with: &mut Surroundings,
-    ) -> Result<(Stage, Option<Item>), Violation> {
+    ) -> Result<(Stage, Option<Decoded>), Violation> {
         let start = *at;
         let available = input.len().saturating_sub(start);
         let count = usize::try_from(header.len).map_or(available, |len| len.min(available));
@@ -224,7 +224,7 @@ impl Decoder {
             None
         };
         let is_empty = count == 0 && header.opcode == Opcode::Continuation;
-        let nothing = if complete { is_empty.then_some(Item::Empty) } else { Some(Item::NeedMore) };
+        let nothing = if complete { is_empty.then_some(Decoded::Empty) } else { Some(Decoded::NeedMore) };
         Ok((stage, item.or(nothing)))
     }
 
@@ -249,11 +249,11 @@ impl Decoder {
     }
 
     /// So many octets have been appended to what `intake` gave. Like `next`.
-    pub fn taken(&mut self, count: usize, with: &mut Surroundings) -> Result<Item, Violation> {
+    pub fn taken(&mut self, count: usize, with: &mut Surroundings) -> Result<Decoded, Violation> {
         let Some(Partial { stage, message: Some(message), .. }) = self.partial.as_deref_mut() else {
-            return Ok(Item::NeedMore);
+            return Ok(Decoded::NeedMore);
         };
-        let Stage::Payload(header) = stage else { return Ok(Item::NeedMore) };
+        let Stage::Payload(header) = stage else { return Ok(Decoded::NeedMore) };
         let before = message.gathered.len().saturating_sub(count);
         header.mask.apply(message.gathered.get_mut(before..).unwrap_or_default());
         header.len = header.len.saturating_sub(count as u64);
@@ -267,14 +267,20 @@ impl Decoder {
         if last {
             self.partial = None;
         }
-        Ok(item.unwrap_or(Item::NeedMore))
+        Ok(item.unwrap_or(Decoded::NeedMore))
     }
 
     /// A control frame, once it is complete.
-    fn control(&mut self, opcode: Opcode, complete: bool, piece: &[u8], range: Range<usize>) -> Option<Item> {
+    fn control(
+        &mut self,
+        opcode: Opcode,
+        complete: bool,
+        piece: &[u8],
+        range: Range<usize>,
+    ) -> Option<Decoded> {
         let cut = self.partial.as_ref().is_some_and(|partial| !partial.control.is_empty());
         if complete && !cut {
-            return Some(Item::Control { opcode, body: Body::Input(range) });
+            return Some(Decoded::Control { opcode, body: Body::Input(range) });
         }
         if piece.is_empty() {
             return None;
@@ -285,7 +291,7 @@ impl Decoder {
         if !complete {
             return None;
         }
-        Some(Item::Control { opcode, body: Body::Owned(std::mem::take(&mut partial.control)) })
+        Some(Decoded::Control { opcode, body: Body::Owned(std::mem::take(&mut partial.control)) })
     }
 
     /// Bytes of memory in which an incomplete message or control frame is gathered, inflated if it came compressed.
@@ -379,7 +385,7 @@ impl Incomplete {
     }
 
     /// The whole message at its end; in a stream what has come, if anything.
-    fn deliver(&mut self, range: Range<usize>, last: bool, with: &Surroundings) -> Option<Item> {
+    fn deliver(&mut self, range: Range<usize>, last: bool, with: &Surroundings) -> Option<Decoded> {
         if !last && (!with.stream || (range.is_empty() && !self.compressed)) {
             return None;
         }
@@ -395,7 +401,7 @@ impl Incomplete {
         let first = !self.begun;
         self.begun = true;
         self.delivered += body.len();
-        Some(Item::Data { kind: self.kind, first, last, compressed: self.compressed, body })
+        Some(Decoded::Data { kind: self.kind, first, last, compressed: self.compressed, body })
     }
 }
 
@@ -416,7 +422,7 @@ fn next_header(
     input: &[u8],
     at: &mut usize,
     rsv1: bool,
-) -> Result<Result<Header, Stage>, Violation> {
+) -> Result<Result<FrameHeader, Stage>, Violation> {
     let rest = input.get(*at..).unwrap_or_default();
     if kept.is_empty()
         && let Some((header, consumed)) = frame::decode(rest, rsv1)?

@@ -49,7 +49,7 @@ struct History {
 
 /// A handler is to be quarantined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Verdict {
+pub struct Term {
     /// How long.
     pub time: Duration,
     /// Deaths that led to it.
@@ -62,7 +62,7 @@ pub enum Measure {
     /// It is served in a pool of its own.
     Isolate,
     /// It is not served.
-    Quarantine(Verdict),
+    Quarantine(Term),
 }
 
 impl Quarantine {
@@ -77,12 +77,12 @@ impl Quarantine {
     }
 
     /// A process has died in this handler, whose breaker stands like this.
-    pub fn on_death(&mut self, handler: u16, breaker: BreakerState, now: Instant) -> Option<Verdict> {
+    pub fn on_death(&mut self, handler: u16, breaker: BreakerState, now: Instant) -> Option<Term> {
         self.count(handler, breaker, now, self.rules.deaths as usize)
     }
 
     /// A death, of which so many are enough.
-    fn count(&mut self, handler: u16, breaker: BreakerState, now: Instant, enough: usize) -> Option<Verdict> {
+    fn count(&mut self, handler: u16, breaker: BreakerState, now: Instant, enough: usize) -> Option<Term> {
         let first = self.rules.time;
         let window = self.rules.window;
         let history = self.handlers.entry(handler).or_default();
@@ -104,7 +104,7 @@ impl Quarantine {
         history.times = history.times.saturating_add(1);
         history.deaths.clear();
         history.good_since = now + time;
-        Some(Verdict { time, deaths })
+        Some(Term { time, deaths })
     }
 
     /// So many processes in a row have died in nobody's code, and this handler ran last.
@@ -296,7 +296,7 @@ mod tests {
 
     #[test]
     fn a_suspect_is_isolated_first_and_then_quarantined() {
-        let sentence = Some(Measure::Quarantine(Verdict { time: Duration::from_secs(10), deaths: 1 }));
+        let sentence = Some(Measure::Quarantine(Term { time: Duration::from_secs(10), deaths: 1 }));
         for (deaths, shares, alone) in [
             (1, None, None),
             (2, Some(Measure::Isolate), None),
@@ -319,8 +319,8 @@ mod tests {
         assert_eq!(quarantine.on_death(0, Closed, at(1)), None);
         assert_eq!(quarantine.on_death(0, Closed, at(2)), None);
         let first = quarantine.on_death(0, Closed, at(3));
-        assert_eq!(first, Some(Verdict { time: Duration::from_secs(10), deaths: 3 }));
+        assert_eq!(first, Some(Term { time: Duration::from_secs(10), deaths: 3 }));
         let second = quarantine.on_death(0, HalfOpen, at(11 * SECOND));
-        assert_eq!(second, Some(Verdict { time: Duration::from_secs(20), deaths: 1 }));
+        assert_eq!(second, Some(Term { time: Duration::from_secs(20), deaths: 1 }));
     }
 }

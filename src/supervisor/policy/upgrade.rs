@@ -10,7 +10,7 @@
 
 /// How far it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Upgrade {
+pub enum UpgradeState {
     /// There is no other executable.
     #[default]
     Idle,
@@ -62,45 +62,47 @@ pub enum Action {
     TakeBack(String),
 }
 
-impl Upgrade {
+impl UpgradeState {
     /// Whether there is another executable.
     pub fn is_under_way(self) -> bool {
-        self != Upgrade::Idle
+        self != UpgradeState::Idle
     }
 
     /// Whether the other executable has not failed, and does not serve yet.
     pub fn is_pending(self) -> bool {
-        matches!(self, Upgrade::Starting | Upgrade::ChannelClosed)
+        matches!(self, UpgradeState::Starting | UpgradeState::ChannelClosed)
     }
 
     /// Whether the other executable serves.
     pub fn is_serving(self) -> bool {
-        self == Upgrade::Serving
+        self == UpgradeState::Serving
     }
 
     /// Something has happened: what is to be done.
     pub fn on(&mut self, event: Event) -> Vec<Action> {
         let fail = |why: &str| Action::Fail(why.to_owned());
         let (state, actions) = match (*self, event) {
-            (Upgrade::Idle, Event::Requested(None)) => (Upgrade::Starting, vec![Action::Start]),
+            (UpgradeState::Idle, Event::Requested(None)) => (UpgradeState::Starting, vec![Action::Start]),
             (state, Event::Requested(why)) => {
                 (state, vec![Action::Refuse(why.unwrap_or("an upgrade is already under way").to_owned())])
             }
-            (Upgrade::Starting, Event::NotStarted(why)) => (Upgrade::Idle, vec![Action::Fail(why)]),
-            (Upgrade::Starting, Event::Ready) => (Upgrade::Serving, vec![Action::HandOver]),
-            (Upgrade::Starting, Event::Closed) => (Upgrade::ChannelClosed, vec![Action::Hurry]),
-            (Upgrade::ChannelClosed, Event::Late) => {
-                (Upgrade::Ending, vec![fail("it closed its channel before it was ready")])
+            (UpgradeState::Starting, Event::NotStarted(why)) => (UpgradeState::Idle, vec![Action::Fail(why)]),
+            (UpgradeState::Starting, Event::Ready) => (UpgradeState::Serving, vec![Action::HandOver]),
+            (UpgradeState::Starting, Event::Closed) => (UpgradeState::ChannelClosed, vec![Action::Hurry]),
+            (UpgradeState::ChannelClosed, Event::Late) => {
+                (UpgradeState::Ending, vec![fail("it closed its channel before it was ready")])
             }
-            (Upgrade::Starting, Event::Late) => (Upgrade::Ending, vec![fail("it was not ready in time")]),
-            (Upgrade::Starting | Upgrade::ChannelClosed, Event::Cancel(why)) => {
-                (Upgrade::Ending, vec![fail(why), Action::End])
+            (UpgradeState::Starting, Event::Late) => {
+                (UpgradeState::Ending, vec![fail("it was not ready in time")])
             }
-            (Upgrade::Starting | Upgrade::ChannelClosed, Event::Ended(how)) => {
-                (Upgrade::Idle, vec![Action::Fail(how)])
+            (UpgradeState::Starting | UpgradeState::ChannelClosed, Event::Cancel(why)) => {
+                (UpgradeState::Ending, vec![fail(why), Action::End])
             }
-            (Upgrade::Ending, Event::Ended(_)) => (Upgrade::Idle, Vec::new()),
-            (Upgrade::Serving, Event::Ended(how)) => (Upgrade::Idle, vec![Action::TakeBack(how)]),
+            (UpgradeState::Starting | UpgradeState::ChannelClosed, Event::Ended(how)) => {
+                (UpgradeState::Idle, vec![Action::Fail(how)])
+            }
+            (UpgradeState::Ending, Event::Ended(_)) => (UpgradeState::Idle, Vec::new()),
+            (UpgradeState::Serving, Event::Ended(how)) => (UpgradeState::Idle, vec![Action::TakeBack(how)]),
             (state, _) => (state, Vec::new()),
         };
         *self = state;
@@ -112,7 +114,7 @@ impl Upgrade {
 mod tests {
     use super::Action::{End, Fail, HandOver, Hurry, Refuse, Start, TakeBack};
     use super::Event::{Cancel, Closed, Ended, Late, NotStarted, Ready, Requested};
-    use super::Upgrade::{ChannelClosed, Ending, Idle, Serving, Starting};
+    use super::UpgradeState::{ChannelClosed, Ending, Idle, Serving, Starting};
 
     #[test]
     fn what_happens_in_each_state() {

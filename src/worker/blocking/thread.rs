@@ -20,7 +20,7 @@ use crate::time::Instant;
 use crate::worker::base::metrics::{Metrics, Stopwatch};
 use crate::worker::blocking::watchdog::CallClock;
 use crate::worker::commands::queue::{CommandQueue, Counted, ThreadCommand};
-use crate::worker::conn::channel::{Delivery, PeerClose, ThreadChannel, Woken};
+use crate::worker::conn::channel::{PeerClose, ThreadChannel, ThreadEvent, Woken};
 use crate::worker::conn::handler_timers::{HandlerTimers, OF_A_CONNECTION};
 use crate::worker::conn::handshake::{Handshake, Registry};
 use crate::worker::conn::info::{OwnedInfo, Stage};
@@ -62,7 +62,7 @@ pub struct ThreadHost {
 }
 
 /// A connection that is given to a thread.
-pub struct Beginning {
+pub struct ThreadStart {
     pub conn: u64,
     /// Index of the handler in the routes.
     pub number: u16,
@@ -96,7 +96,7 @@ impl ThreadHost {
     }
 
     /// Starts a thread. The loop says when it has [`ended`](Self::ended).
-    pub fn start(&'static self, beginning: Beginning) -> io::Result<()> {
+    pub fn start(&'static self, beginning: ThreadStart) -> io::Result<()> {
         let builder = std::thread::Builder::new().stack_size(STACK).name("handler".to_owned());
         builder.spawn(move || live(self, beginning))?;
         self.running.fetch_add(1, Ordering::Relaxed);
@@ -109,8 +109,8 @@ impl ThreadHost {
 }
 
 /// The life of a connection, on its thread.
-fn live(host: &'static ThreadHost, beginning: Beginning) {
-    let Beginning { conn, number, handler, channel, info, handshake } = beginning;
+fn live(host: &'static ThreadHost, beginning: ThreadStart) {
+    let ThreadStart { conn, number, handler, channel, info, handshake } = beginning;
     host.commands.set_idle(conn, false);
     let clock = CallClock::begin(number, conn);
     let stopwatch = host.metrics.stopwatch(number);
@@ -133,7 +133,7 @@ fn live(host: &'static ThreadHost, beginning: Beginning) {
         Some(handshake) => {
             let result = stopwatch.time_of(handler, Callback::Handshake, || handler.handshake(conn));
             handshake.settle(result);
-            host.commands.give(ThreadCommand::Verdict(conn));
+            host.commands.give(ThreadCommand::HandshakeEnded(conn));
             let agreed = clock.pausing(|| channel.wait_open());
             let keeps_request = handler.has_flag(WS_KEEP_REQUEST);
             agreed.map(|agreed| with(|current| current.info.open(agreed, keeps_request))).is_some()
@@ -185,12 +185,12 @@ fn serve(
     }
     loop {
         match channel.wait(Some(clock::now())) {
-            Woken::Delivery(Delivery::Task(task), _) => host.run_task(conn, task),
-            Woken::Delivery(Delivery::PeerClose(close), _) => {
+            Woken::Event(ThreadEvent::Task(task), _) => host.run_task(conn, task),
+            Woken::Event(ThreadEvent::PeerClose(close), _) => {
                 host.answer_close(conn, close);
                 break;
             }
-            Woken::Delivery(..) | Woken::Draining => {}
+            Woken::Event(..) | Woken::Draining => {}
             Woken::Closing | Woken::Moved | Woken::TimedOut => break,
         }
     }
@@ -268,12 +268,12 @@ impl Host for ThreadHost {
             let timer = self.run_timers(conn);
             let deadline = [end, timer].into_iter().flatten().min();
             match clock.pausing(|| channel.wait(deadline)) {
-                Woken::Delivery(delivery, room) => {
+                Woken::Event(event, room) => {
                     if room {
                         self.commands.give(ThreadCommand::Room(conn));
                     }
-                    match delivery {
-                        Delivery::Message { kind, flags, payload } => {
+                    match event {
+                        ThreadEvent::Message { kind, flags, payload } => {
                             return of(conn, |current| {
                                 if is_strict() {
                                     current.message.fill(POISON);
@@ -285,7 +285,7 @@ impl Host for ThreadHost {
                             })
                             .ok_or(WS_E_GONE);
                         }
-                        Delivery::Pong { payload, rtt } => {
+                        ThreadEvent::Pong { payload, rtt } => {
                             let ours = of(conn, |current| (current.handler, current.stopwatch));
                             if let Some((handler, stopwatch)) = ours {
                                 stopwatch.time_of(handler, Callback::Pong, || {
@@ -293,8 +293,8 @@ impl Host for ThreadHost {
                                 });
                             }
                         }
-                        Delivery::Task(task) => self.run_task(conn, task),
-                        Delivery::PeerClose(close) => {
+                        ThreadEvent::Task(task) => self.run_task(conn, task),
+                        ThreadEvent::PeerClose(close) => {
                             self.answer_close(conn, close);
                             return Err(WS_CLOSED);
                         }

@@ -15,14 +15,14 @@ use crate::proto::ws::frame::MAX_CONTROL;
 use crate::proto::ws::{close, utf8};
 use crate::worker::base::memory;
 use crate::worker::base::metrics::{Metrics, NO_HANDLER};
-use crate::worker::commands::slot::{ConnSlot, Gate, Lease, Queue, Refused};
+use crate::worker::commands::slot::{ConnSlot, EntryQueue, Gate, Lease, Refused};
 use crate::worker::commands::watermarks::Watermarks;
 
 /// What a thread wants of the loop, about a connection that is named by id.
 pub enum ThreadCommand {
     /// Counted in the connection's slot until it is carried out.
     Counted(u64, Counted),
-    Verdict(u64),
+    HandshakeEnded(u64),
     /// A blocking thread has released its connection, with this state: it can go on in another process.
     Detached(u64, Vec<u8>),
     /// A blocking thread has taken all messages after which nothing comes.
@@ -79,7 +79,7 @@ pub struct CommandQueue {
     connections: &'static [Known],
     /// What is known of an id that no connection can have: nobody enters.
     nobody: Known,
-    waiting: Queue<ThreadCommand>,
+    waiting: EntryQueue<ThreadCommand>,
     awake: AtomicBool,
     wakeup: EventFd,
     /// When send queues are full.
@@ -95,7 +95,7 @@ impl CommandQueue {
         Ok(CommandQueue {
             connections: memory::guard_all((0..connections).map(|_| unknown()))?,
             nobody: unknown(),
-            waiting: Queue::new(),
+            waiting: EntryQueue::new(),
             awake: AtomicBool::new(false),
             wakeup: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
             watermarks: Watermarks::new(sending),
@@ -361,7 +361,7 @@ mod tests {
             CommandQueue::new(1, Sending { high: 1, low: 1, total: 0 }, Box::leak(Box::new(metrics())))
                 .unwrap();
         std::thread::scope(|scope| {
-            scope.spawn(|| (0..COMMANDS).for_each(|conn| commands.give(ThreadCommand::Verdict(conn))));
+            scope.spawn(|| (0..COMMANDS).for_each(|conn| commands.give(ThreadCommand::HandshakeEnded(conn))));
             let poll = Epoll::new(EpollCreateFlags::empty()).unwrap();
             poll.add(commands.wakeup(), EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 0))
                 .unwrap();

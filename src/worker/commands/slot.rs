@@ -268,12 +268,12 @@ impl Lease<'_> {
 }
 
 /// The queue of commands, in the order in which their threads entered.
-pub struct Queue<C>(Mutex<Vec<C>>);
+pub struct EntryQueue<C>(Mutex<Vec<C>>);
 
-impl<C> Queue<C> {
+impl<C> EntryQueue<C> {
     /// An empty one.
     pub fn new() -> Self {
-        Queue(Mutex::new(Vec::new()))
+        EntryQueue(Mutex::new(Vec::new()))
     }
 
     /// Leaves a command that needs no slot.

@@ -31,7 +31,7 @@ struct Tally {
     conn: u64,
     /// When it was accepted, opened or came from elsewhere.
     since: Instant,
-    stage: Stage,
+    stage: EntryStage,
     messages_in: u64,
     bytes_in: u64,
     messages_out: u64,
@@ -47,7 +47,7 @@ type Details = Option<Rc<[Option<Box<str>>]>>;
 const MAX_DETAIL: usize = 512;
 
 #[derive(Default, PartialEq, Eq)]
-enum Stage {
+enum EntryStage {
     /// Nothing to log.
     #[default]
     Quiet,
@@ -112,13 +112,13 @@ impl AccessLog {
         };
         let details = (!fields.is_empty()).then(|| fields.iter().map(of_request).collect());
         self.with(id, |entry| {
-            (entry.stage, entry.details) = (Stage::Asked(resource.into(), is_upgrade), details);
+            (entry.stage, entry.details) = (EntryStage::Asked(resource.into(), is_upgrade), details);
         });
     }
 
     /// Nothing is to be written about the answer to this request.
     pub fn keep_out(&self, id: u64) {
-        self.with(id, |entry| entry.stage = Stage::Unlogged);
+        self.with(id, |entry| entry.stage = EntryStage::Unlogged);
     }
 
     /// Changes the entry of a connection, if it is still there.
@@ -139,7 +139,7 @@ impl AccessLog {
     /// The connection is open here: new, or come from another process.
     pub fn open(&self, id: u64, record: &Record, now: Instant, is_new: bool) {
         let open = |entry: &mut Tally| {
-            (entry.stage, entry.since) = (Stage::Open, now);
+            (entry.stage, entry.since) = (EntryStage::Open, now);
             entry.details.clone()
         };
         if let Some(details) = self.with(id, open) {
@@ -162,7 +162,7 @@ impl AccessLog {
     /// The connection goes on in another process; a request that is forwarded is answered there.
     pub fn moved(&self, id: u64, record: &Record, now: Instant) {
         self.end(id, record, now, "moved", (0, "move"));
-        self.with(id, |entry| entry.stage = Stage::Quiet);
+        self.with(id, |entry| entry.stage = EntryStage::Quiet);
     }
 
     /// A process that crashed has closed the connection; what that process knew of it is lost.
@@ -181,10 +181,10 @@ impl AccessLog {
             |entry: &mut Tally| (std::mem::take(&mut entry.stage), entry.since, entry.details.take());
         let Some((stage, since, details)) = self.with(id, answered) else { return };
         let (resource, event) = match (&stage, head) {
-            (Stage::Asked(resource, true), _) => (Some(&**resource), "refused"),
-            (Stage::Asked(resource, false), _) => (Some(&**resource), "http"),
+            (EntryStage::Asked(resource, true), _) => (Some(&**resource), "refused"),
+            (EntryStage::Asked(resource, false), _) => (Some(&**resource), "http"),
             // What came was no request.
-            (Stage::Quiet, Some(_)) => (None, "http"),
+            (EntryStage::Quiet, Some(_)) => (None, "http"),
             _ => return,
         };
         let status = head.and_then(|head| str::from_utf8(head.get(9..12)?).ok()?.parse().ok());
@@ -196,7 +196,7 @@ impl AccessLog {
     }
 
     fn end(&self, id: u64, record: &Record, now: Instant, event: &str, (code, by): (u64, &str)) {
-        let end = |entry: &mut Tally| (entry.stage == Stage::Open).then(|| std::mem::take(entry));
+        let end = |entry: &mut Tally| (entry.stage == EntryStage::Open).then(|| std::mem::take(entry));
         let Some(entry) = self.with(id, end).flatten() else { return };
         let fields = [
             ("code", Value::Number(code)),

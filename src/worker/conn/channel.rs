@@ -18,10 +18,10 @@ const HIGH: usize = 1024 * 1024;
 /// The loop reads again when no more than this waits.
 const LOW: usize = 256 * 1024;
 /// What an item costs beyond its payload, so that a flood of empty messages counts.
-const DELIVERY_COST: usize = 64;
+const EVENT_COST: usize = 64;
 
 /// One thing for the thread to take, in order.
-pub enum Delivery {
+pub enum ThreadEvent {
     /// A message or fragment; the payload is followed by a NUL.
     Message {
         kind: u32,
@@ -38,23 +38,23 @@ pub enum Delivery {
     PeerClose(PeerClose),
 }
 
-impl Delivery {
+impl ThreadEvent {
     fn cost(&self) -> usize {
         match self {
-            Delivery::Message { payload, .. } | Delivery::Pong { payload, .. } => {
-                payload.len() + DELIVERY_COST
+            ThreadEvent::Message { payload, .. } | ThreadEvent::Pong { payload, .. } => {
+                payload.len() + EVENT_COST
             }
-            Delivery::Task(_) | Delivery::PeerClose(_) => 0,
+            ThreadEvent::Task(_) | ThreadEvent::PeerClose(_) => 0,
         }
     }
 
     /// Whether it counts after our own Close.
     fn outlives_close(&self) -> bool {
-        matches!(self, Delivery::Task(_) | Delivery::PeerClose(_))
+        matches!(self, ThreadEvent::Task(_) | ThreadEvent::PeerClose(_))
     }
 
     fn task(&self) -> Option<Task> {
-        if let Delivery::Task(task) = self { Some(*task) } else { None }
+        if let ThreadEvent::Task(task) = self { Some(*task) } else { None }
     }
 }
 
@@ -90,10 +90,10 @@ pub struct Agreed {
 }
 
 #[derive(Default)]
-struct State {
+struct ChannelState {
     /// The handshake is done. Taken by the thread when it begins.
     agreed: Option<Agreed>,
-    deliveries: VecDeque<Delivery>,
+    events: VecDeque<ThreadEvent>,
     bytes: usize,
     /// The loop has stopped reading and wants to know when there is room.
     throttled: bool,
@@ -136,14 +136,14 @@ pub struct ThreadChannel {
     commands: &'static CommandQueue,
     /// The handler can go on in another process.
     resumable: bool,
-    state: Mutex<State>,
+    state: Mutex<ChannelState>,
     changed: Condvar,
 }
 
 /// What a waiting thread wakes up for.
 pub enum Woken {
     /// The next item; `room` if the loop wants to be told that it can read again.
-    Delivery(Delivery, bool),
+    Event(ThreadEvent, bool),
     /// The connection is closing or gone.
     Closing,
     /// The server wants the connection to end; said once.
@@ -183,11 +183,11 @@ impl ThreadChannel {
     }
 
     /// Leaves an item; false if the loop should stop reading.
-    pub fn put(&self, delivery: Delivery) -> bool {
+    pub fn put(&self, event: ThreadEvent) -> bool {
         self.change(|state| {
             self.commands.set_idle(self.conn, false);
-            state.bytes += delivery.cost();
-            state.deliveries.push_back(delivery);
+            state.bytes += event.cost();
+            state.events.push_back(event);
             state.throttled |= state.bytes > HIGH;
             !state.throttled
         })
@@ -221,8 +221,8 @@ impl ThreadChannel {
     pub fn end(&self, ended: Ended) -> Vec<Task> {
         self.change(|state| {
             state.ended = Some(ended);
-            let tasks = state.deliveries.iter().filter_map(Delivery::task).collect();
-            state.deliveries.retain(|delivery| delivery.task().is_none());
+            let tasks = state.events.iter().filter_map(ThreadEvent::task).collect();
+            state.events.retain(|event| event.task().is_none());
             tasks
         })
     }
@@ -248,7 +248,7 @@ impl ThreadChannel {
             true => Err(task),
             false => {
                 self.commands.set_idle(self.conn, false);
-                state.deliveries.push_back(Delivery::Task(task));
+                state.events.push_back(ThreadEvent::Task(task));
                 Ok(())
             }
         })
@@ -283,15 +283,15 @@ impl ThreadChannel {
         }
     }
 
-    fn next(&self, state: &mut State) -> Option<Woken> {
-        while let Some(delivery) = state.deliveries.pop_front() {
-            state.bytes -= delivery.cost();
-            if state.closing && !delivery.outlives_close() {
+    fn next(&self, state: &mut ChannelState) -> Option<Woken> {
+        while let Some(event) = state.events.pop_front() {
+            state.bytes -= event.cost();
+            if state.closing && !event.outlives_close() {
                 continue;
             }
             let room = state.throttled && state.bytes <= LOW;
             state.throttled &= !room;
-            return Some(Woken::Delivery(delivery, room));
+            return Some(Woken::Event(event, room));
         }
         if state.closing || state.lost || state.ended.is_some() {
             return Some(Woken::Closing);
@@ -347,18 +347,18 @@ impl ThreadChannel {
         state.ended.unwrap_or(Ended { by: ::ws_handler::raw::WS_BY_HOST, code: 1006 })
     }
 
-    fn wait_while(&self, waits: impl Fn(&State) -> bool) -> MutexGuard<'_, State> {
+    fn wait_while(&self, waits: impl Fn(&ChannelState) -> bool) -> MutexGuard<'_, ChannelState> {
         let wait = self.changed.wait_while(self.lock(), |state| waits(state));
         wait.unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn change<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
+    fn change<R>(&self, change: impl FnOnce(&mut ChannelState) -> R) -> R {
         let result = change(&mut self.lock());
         self.changed.notify_one();
         result
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, ChannelState> {
         // A panic while it is held leaves plain data that is still whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

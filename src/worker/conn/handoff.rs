@@ -10,7 +10,7 @@ use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use crate::fleet::sockets::datagram::{self, Datagram, MAX_FDS};
 use crate::fleet::sockets::inbox::{FORMAT, MAX_BYTES, Parcel};
-use crate::worker::conn::places::RawPlaces;
+use crate::worker::conn::extents::RawExtents;
 use crate::worker::conn::record::{NOTHING, Record, flags};
 
 /// What is to become of a connection that arrives.
@@ -132,10 +132,10 @@ impl Shipment {
 
 /// What waits in the send queue of a connection, as far as that can be sent along; `None` if it was damaged. Cannot fault.
 /// Async-signal-safe.
-pub fn unsent_of(record: &Record, id: u64, places: RawPlaces) -> Option<*const [u8]> {
+pub fn unsent_of(record: &Record, id: u64, extents: RawExtents) -> Option<*const [u8]> {
     match record.flags() & flags::UNSENT {
         0 => Some(NOTHING),
-        _ => places.find(id as u32 as usize),
+        _ => extents.find(id as u32 as usize),
     }
 }
 

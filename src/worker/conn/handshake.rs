@@ -30,7 +30,7 @@ const MAX_BODY: usize = 64 * 1024;
 const MAX_POSTS: usize = 1024;
 
 #[derive(Debug)]
-pub enum Verdict {
+pub enum HandshakeResult {
     Accept,
     /// 101, then a Close frame.
     AcceptAndClose(Option<u16>, Vec<u8>),
@@ -49,7 +49,7 @@ struct Draft {
     deflate: negotiate::Config,
     headers: Vec<(String, String)>,
     header_bytes: usize,
-    verdict: Option<Verdict>,
+    verdict: Option<HandshakeResult>,
     /// The handler has tried to reject or abort: it cannot accept any more.
     rejected: bool,
     /// The verdict was carried out, or the peer has left: nothing counts any more.
@@ -154,7 +154,7 @@ impl PendingHandshakes for Registry {
         }
         let result = known.reply_later(reply);
         if known.has_verdict() {
-            self.commands.give(ThreadCommand::Verdict(handshake));
+            self.commands.give(ThreadCommand::HandshakeEnded(handshake));
         }
         result
     }
@@ -172,7 +172,7 @@ impl PendingHandshakes for Registry {
 
 /// A handshake that came to its end, ready to be written.
 pub struct Finished {
-    pub verdict: Verdict,
+    pub verdict: HandshakeResult,
     pub protocol: Option<String>,
     /// What was agreed about compression, with threshold and level.
     pub deflate: Option<(Params, u32, u8)>,
@@ -307,9 +307,9 @@ impl Handshake {
                 return WS_OK;
             }
             Reply::Accept | Reply::AcceptAndClose { .. } if draft.rejected => return WS_E_INVALID,
-            Reply::Accept => Verdict::Accept,
+            Reply::Accept => HandshakeResult::Accept,
             Reply::AcceptAndClose { code, reason } => match close::checked(code, reason) {
-                Some(code) => Verdict::AcceptAndClose(code, reason.to_vec()),
+                Some(code) => HandshakeResult::AcceptAndClose(code, reason.to_vec()),
                 None => return WS_E_INVALID,
             },
             Reply::Reject { status, content_type, body } => {
@@ -323,20 +323,20 @@ impl Handshake {
                         if body.len() > MAX_BODY {
                             return WS_E_LIMIT;
                         }
-                        Verdict::Reject { status, content_type, body: body.to_vec() }
+                        HandshakeResult::Reject { status, content_type, body: body.to_vec() }
                     }
                     _ => return WS_E_INVALID,
                 }
             }
             Reply::Abort => {
                 draft.rejected = true;
-                Verdict::Abort
+                HandshakeResult::Abort
             }
         };
         let result = match verdict {
-            Verdict::Accept | Verdict::AcceptAndClose(..) => WS_OK,
-            Verdict::Reject { .. } => WS_REJECTED,
-            Verdict::Abort => WS_ABORTED,
+            HandshakeResult::Accept | HandshakeResult::AcceptAndClose(..) => WS_OK,
+            HandshakeResult::Reject { .. } => WS_REJECTED,
+            HandshakeResult::Abort => WS_ABORTED,
         };
         draft.verdict = Some(verdict);
         result
@@ -363,7 +363,7 @@ impl Handshake {
     /// Fails closed: what was rejected is never accepted.
     pub fn returned(&self, result: i32) -> (bool, Option<Wrong>) {
         let mut draft = self.draft();
-        let failed = Verdict::Reject { status: 500, content_type: None, body: Vec::new() };
+        let failed = HandshakeResult::Reject { status: 500, content_type: None, body: Vec::new() };
         let (verdict, wrong) = match (result, draft.verdict.take()) {
             (WS_LATER, None) if !self.is_blocking => return (false, None),
             (WS_LATER, Some(verdict)) if !self.is_blocking => (verdict, None),
@@ -371,10 +371,10 @@ impl Handshake {
                 let rejection = verdict.filter(|verdict| verdict.is_rejection());
                 (rejection.unwrap_or(failed), Some(Wrong::AcceptedAfterAll))
             }
-            (WS_OK, verdict) => (verdict.unwrap_or(Verdict::Accept), None),
-            (WS_REJECTED, Some(verdict @ Verdict::Reject { .. })) => (verdict, None),
-            (WS_ABORTED, Some(Verdict::Abort)) => (Verdict::Abort, None),
-            (WS_ABORTED, _) => (Verdict::Abort, Some(Wrong::Result)),
+            (WS_OK, verdict) => (verdict.unwrap_or(HandshakeResult::Accept), None),
+            (WS_REJECTED, Some(verdict @ HandshakeResult::Reject { .. })) => (verdict, None),
+            (WS_ABORTED, Some(HandshakeResult::Abort)) => (HandshakeResult::Abort, None),
+            (WS_ABORTED, _) => (HandshakeResult::Abort, Some(Wrong::Result)),
             (..0, _) => (failed, Some(Wrong::Failed)),
             _ => (failed, Some(Wrong::Result)),
         };
@@ -387,7 +387,7 @@ impl Handshake {
     pub fn finish(&self) -> Finished {
         let mut draft = self.draft();
         draft.finished = true;
-        let timed_out = Verdict::Reject { status: 503, content_type: None, body: Vec::new() };
+        let timed_out = HandshakeResult::Reject { status: 503, content_type: None, body: Vec::new() };
         let config = &draft.deflate;
         let params = config.enabled.then(|| negotiate::negotiate(&self.request.opening.extensions, config));
         Finished {
@@ -405,9 +405,9 @@ impl Handshake {
     }
 }
 
-impl Verdict {
+impl HandshakeResult {
     fn is_rejection(&self) -> bool {
-        matches!(self, Verdict::Reject { .. } | Verdict::Abort)
+        matches!(self, HandshakeResult::Reject { .. } | HandshakeResult::Abort)
     }
 }
 
@@ -481,9 +481,9 @@ mod tests {
     /// The status of the verdict; 101, or 0 for none.
     fn status(handshake: &Handshake) -> u16 {
         match handshake.finish().verdict {
-            Verdict::Accept | Verdict::AcceptAndClose(..) => 101,
-            Verdict::Reject { status, .. } => status,
-            Verdict::Abort => 0,
+            HandshakeResult::Accept | HandshakeResult::AcceptAndClose(..) => 101,
+            HandshakeResult::Reject { status, .. } => status,
+            HandshakeResult::Abort => 0,
         }
     }
 

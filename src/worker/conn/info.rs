@@ -10,7 +10,7 @@ use socket2::{SockAddr, Socket};
 
 use crate::ffi::host::{ABSENT, Address, ConnectionInfo, End, Fact, Number, followed_by_nul, terminated};
 use crate::ffi::place::{Callback, place};
-use crate::fleet::sockets::facts::Facts;
+use crate::fleet::sockets::facts::GatewayFacts;
 use crate::proto::ws::deflate::negotiate::Params;
 use crate::worker::conn::channel::{Agreed, PeerClose};
 use crate::worker::conn::record::{Record, Strings};
@@ -72,7 +72,7 @@ impl ConnectionInfo for Info<'_> {
             Fact::State => self.state,
             Fact::CloseReason => return self.peer_close.map_or(ABSENT, |(_, reason)| reason),
             Fact::Tls(which) => {
-                let facts = self.facts.and_then(Facts::from_bytes);
+                let facts = self.facts.and_then(GatewayFacts::from_bytes);
                 return facts.and_then(|facts| facts.tls(which)).map_or(ABSENT, followed_by_nul);
             }
         };
@@ -117,7 +117,7 @@ impl Info<'_> {
     /// The address of our end: the gateway's, where the connection comes from one.
     fn local_end(&self) -> Option<Address> {
         let unix = |path: String| Address { family: WS_UNIX, port: 0, text: path };
-        if let Some(known) = self.facts.and_then(Facts::from_bytes).and_then(|facts| facts.local) {
+        if let Some(known) = self.facts.and_then(GatewayFacts::from_bytes).and_then(|facts| facts.local) {
             let text = String::from_utf8_lossy(known).into_owned();
             return Some(text.parse().map_or_else(|_| unix(text), |socket| address(Some(socket))));
         }

@@ -5,7 +5,7 @@ use crate::time::Instant;
 use crate::worker::base::heap;
 use crate::worker::conn::connections::{Conns, Core};
 use crate::worker::conn::open::Open;
-use crate::worker::conn::receive_budget::Verdict;
+use crate::worker::conn::receive_budget::BudgetDecision;
 use crate::worker::conn::table::{Conn, Pause};
 
 /// RFC 6455 7.4, registered by IANA: Try Again Later.
@@ -57,9 +57,9 @@ impl Conns {
             verdict
         };
         match verdict {
-            Verdict::Read => {}
-            Verdict::Wait => self.pause(id, Pause::Memory),
-            Verdict::Refuse => self.refuse_message(id),
+            BudgetDecision::Read => {}
+            BudgetDecision::Wait => self.pause(id, Pause::Memory),
+            BudgetDecision::Refuse => self.refuse_message(id),
         }
     }
 

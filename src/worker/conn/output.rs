@@ -4,10 +4,10 @@ use std::net::Shutdown;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-use crate::fleet::sockets::facts::Facts;
+use crate::fleet::sockets::facts::GatewayFacts;
 use crate::http::{Body, Response};
 use crate::worker::conn::connections::Conns;
-use crate::worker::conn::places::Places;
+use crate::worker::conn::extents::Extents;
 use crate::worker::conn::record::{Record, flags};
 use crate::worker::conn::send_queue::Size;
 use crate::worker::conn::table::{Conn, FileBody, LINGER, Pause, Phase};
@@ -52,7 +52,7 @@ impl Conns {
                         core.over.push(id);
                     }
                     if left >= self.commands.watermarks.high() {
-                        conn.set_pause(Pause::Queue, true, now);
+                        conn.set_pause(Pause::SendQueue, true, now);
                     }
                 }
                 Phase::Reply(..) if left == 0 => {
@@ -67,7 +67,7 @@ impl Conns {
                 _ => {}
             }
             let writable = left <= self.commands.watermarks.low();
-            if writable && conn.set_pause(Pause::Queue, false, now) && conn.has_unread() {
+            if writable && conn.set_pause(Pause::SendQueue, false, now) && conn.has_unread() {
                 core.turns.join(id, conn);
             }
             self.watch_conn(id, conn);
@@ -90,7 +90,7 @@ impl Conns {
 
     /// Notes how a connection stands that is not being processed.
     #[inline]
-    pub fn settle_record(&self, id: u64, conn: &Conn, record: &Record, unsent: &mut Places) {
+    pub fn settle_record(&self, id: u64, conn: &Conn, record: &Record, unsent: &mut Extents) {
         // Below the low mark no on_writable is pending: the process that adopts the connection would not know.
         let most = || UNSENT.min(self.commands.watermarks.low());
         let bytes = conn.queue.as_ref().and_then(|queue| queue.as_frames(most()));
@@ -191,7 +191,7 @@ impl Conns {
     /// one.
     fn hsts(&self, id: u64) -> Option<String> {
         let core = &mut *self.core.borrow_mut();
-        let hsts = Facts::from_bytes(core.table.record(id)?.facts()?)?.hsts?;
+        let hsts = GatewayFacts::from_bytes(core.table.record(id)?.facts()?)?.hsts?;
         str::from_utf8(hsts).ok().map(str::to_owned)
     }
 }

@@ -32,7 +32,7 @@ impl Share {
 
 /// What a connection is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum BudgetDecision {
     Read,
     /// It is not read from until [`ReceiveBudget::take_released`] names it.
     Wait,
@@ -76,7 +76,7 @@ impl ReceiveBudget {
     }
 
     /// A connection holds `held` bytes now.
-    pub fn update(&mut self, id: u64, share: &mut Share, held: usize, now: Instant) -> Verdict {
+    pub fn update(&mut self, id: u64, share: &mut Share, held: usize, now: Instant) -> BudgetDecision {
         let held = Self::counted(held);
         let oldest = self.oldest();
         let grows = held > share.bytes;
@@ -98,13 +98,13 @@ impl ReceiveBudget {
             self.since = now;
             self.released.extend(self.oldest());
         }
-        let Some((_, &(oldest, apart))) = self.holders.first_key_value() else { return Verdict::Read };
+        let Some((_, &(oldest, apart))) = self.holders.first_key_value() else { return BudgetDecision::Read };
         if held == 0 || !self.is_scarce || oldest == id {
-            Verdict::Read
+            BudgetDecision::Read
         } else if grows && self.sum - apart > self.total {
-            Verdict::Refuse
+            BudgetDecision::Refuse
         } else {
-            Verdict::Wait
+            BudgetDecision::Wait
         }
     }
 
@@ -169,22 +169,22 @@ mod tests {
     #[test]
     fn while_memory_is_scarce_all_but_the_oldest_wait() {
         let (mut budget, [mut a, mut b, mut c, _]) = budget();
-        assert_eq!(budget.update(1, &mut a, 6 * FLOOR, at(0)), Verdict::Read);
-        assert_eq!(budget.update(2, &mut b, 6 * FLOOR, at(0)), Verdict::Read);
+        assert_eq!(budget.update(1, &mut a, 6 * FLOOR, at(0)), BudgetDecision::Read);
+        assert_eq!(budget.update(2, &mut b, 6 * FLOOR, at(0)), BudgetDecision::Read);
         assert_eq!((budget.take_released(), budget.room()), (vec![], AT_ONCE));
-        assert_eq!(budget.update(3, &mut c, FLOOR, at(0)), Verdict::Wait);
+        assert_eq!(budget.update(3, &mut c, FLOOR, at(0)), BudgetDecision::Wait);
         assert_eq!(budget.room(), SCARCE_READ);
         assert!(
             budget.has_to_wait(2, || b)
                 && !budget.has_to_wait(1, || a)
                 && !budget.has_to_wait(4, Share::default)
         );
-        assert_eq!(budget.update(2, &mut b, 7 * FLOOR, at(0)), Verdict::Wait);
+        assert_eq!(budget.update(2, &mut b, 7 * FLOOR, at(0)), BudgetDecision::Wait);
         // The oldest may even exceed the total.
-        assert_eq!(budget.update(1, &mut a, 20 * FLOOR, at(0)), Verdict::Read);
+        assert_eq!(budget.update(1, &mut a, 20 * FLOOR, at(0)), BudgetDecision::Read);
         budget.take_released();
         // It has completed its message: half of the total is free.
-        assert_eq!(budget.update(1, &mut a, 0, at(0)), Verdict::Read);
+        assert_eq!(budget.update(1, &mut a, 0, at(0)), BudgetDecision::Read);
         assert_eq!((budget.take_released(), budget.sum()), (vec![2, 3], 8 * FLOOR));
     }
 
@@ -197,21 +197,21 @@ mod tests {
         budget.take_released();
         budget.release(1, a, at(0));
         assert_eq!(budget.take_released(), [2]);
-        assert_eq!(budget.update(2, &mut b, 7 * FLOOR, at(0)), Verdict::Read);
-        assert_eq!(budget.update(3, &mut c, 7 * FLOOR, at(0)), Verdict::Wait);
+        assert_eq!(budget.update(2, &mut b, 7 * FLOOR, at(0)), BudgetDecision::Read);
+        assert_eq!(budget.update(3, &mut c, 7 * FLOOR, at(0)), BudgetDecision::Wait);
     }
 
     #[test]
     fn above_the_total_who_grows_is_refused() {
         let (mut budget, [mut a, mut b, mut c, _]) = budget();
         budget.update(1, &mut a, FLOOR, at(0));
-        assert_eq!(budget.update(2, &mut b, 15 * FLOOR, at(0)), Verdict::Wait);
+        assert_eq!(budget.update(2, &mut b, 15 * FLOOR, at(0)), BudgetDecision::Wait);
         assert_eq!(
             budget.update(3, &mut c, FLOOR, at(0)),
-            Verdict::Wait,
+            BudgetDecision::Wait,
             "what the oldest holds does not count"
         );
-        assert_eq!(budget.update(3, &mut c, 2 * FLOOR, at(0)), Verdict::Refuse);
+        assert_eq!(budget.update(3, &mut c, 2 * FLOOR, at(0)), BudgetDecision::Refuse);
         budget.release(3, c, at(0));
         assert_eq!(budget.sum(), TOTAL);
     }
@@ -228,10 +228,10 @@ mod tests {
     #[test]
     fn small_messages_cost_nothing_and_without_a_bound_nobody_waits() {
         let (mut budget, [mut a, ..]) = budget();
-        assert_eq!(budget.update(1, &mut a, FLOOR - 1, at(0)), Verdict::Read);
+        assert_eq!(budget.update(1, &mut a, FLOOR - 1, at(0)), BudgetDecision::Read);
         assert_eq!((budget.sum(), a), (0, Share::default()));
         let mut unbounded = ReceiveBudget::new(0);
-        assert_eq!(unbounded.update(1, &mut a, usize::MAX / 2, at(0)), Verdict::Read);
+        assert_eq!(unbounded.update(1, &mut a, usize::MAX / 2, at(0)), BudgetDecision::Read);
         assert_eq!(unbounded.room(), AT_ONCE);
     }
 }

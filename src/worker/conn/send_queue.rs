@@ -49,7 +49,7 @@ impl Chunk {
 
 /// The bytes to send, in order: `before`, then `tail`.
 #[derive(Default)]
-pub struct Queue {
+pub struct SendQueue {
     before: VecDeque<Chunk>,
     /// Bytes in `before`.
     before_size: usize,
@@ -73,7 +73,7 @@ pub struct Size {
     pub own: u32,
 }
 
-impl Queue {
+impl SendQueue {
     #[inline]
     pub fn len(&self) -> usize {
         self.before_size + self.tail.len() - self.sent
@@ -220,15 +220,15 @@ impl Queue {
 pub struct QueuePool {
     // Boxed as in connections: a queue changes hands without a copy.
     #[allow(clippy::vec_box)]
-    queues: Vec<Box<Queue>>,
+    queues: Vec<Box<SendQueue>>,
 }
 
 impl QueuePool {
-    pub fn take(&mut self) -> Box<Queue> {
+    pub fn take(&mut self) -> Box<SendQueue> {
         self.queues.pop().unwrap_or_default()
     }
 
-    pub fn put(&mut self, mut queue: Box<Queue>) {
+    pub fn put(&mut self, mut queue: Box<SendQueue>) {
         (queue.stalled, queue.counted) = (None, Size::default());
         let kept = queue.is_empty() && self.queues.len() < SPARE && queue.tail.capacity() <= SPARE_BYTES;
         if kept {
@@ -252,7 +252,7 @@ mod tests {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         let ours = Socket::from(std::os::fd::OwnedFd::from(ours));
-        let mut queue = Queue::default();
+        let mut queue = SendQueue::default();
         let mut expected = Vec::new();
         let mut received = Vec::new();
         for round in 0..50_u32 {
@@ -286,10 +286,10 @@ mod tests {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         let ours = Socket::from(std::os::fd::OwnedFd::from(ours));
-        let mut queue = Queue::default();
+        let mut queue = SendQueue::default();
         let (mut sent, mut received) = (0_u32, 0_u32);
         // More than the socket takes from the beginning.
-        let mut fill = |queue: &mut Queue, size: usize| {
+        let mut fill = |queue: &mut SendQueue, size: usize| {
             while queue.len() < size {
                 queue.tail().extend_from_slice(&sent.to_be_bytes());
                 sent += 1;
@@ -316,7 +316,7 @@ mod tests {
         let mut message = Broadcast::new(Kind::Binary, vec![7; 1000].into(), false, Rc::clone(&total));
         let mut conn = Connection::new(Instant::default(), None, false);
         let frame = conn.share(&mut message, Instant::default(), &mut Codecs::new()).unwrap();
-        let mut queues: Vec<Queue> = (0..1000).map(|_| Queue::default()).collect();
+        let mut queues: Vec<SendQueue> = (0..1000).map(|_| SendQueue::default()).collect();
         for (index, queue) in queues.iter_mut().enumerate() {
             if index % 2 == 0 {
                 queue.tail().extend_from_slice(b"own");

@@ -11,7 +11,7 @@ use crate::proto::ws::connection::{Connection, Io, Kind, Send, SendError};
 use crate::worker::commands::queue::{Counted, ThreadCommand, cost};
 use crate::worker::conn::connections::{Conns, Core};
 use crate::worker::conn::record::{Record, flags};
-use crate::worker::conn::send_queue::{Queue, Size};
+use crate::worker::conn::send_queue::{SendQueue, Size};
 use crate::worker::conn::table::{Conn, Phase};
 
 /// Payloads from this size on are written from where they lie instead of being
@@ -200,7 +200,7 @@ fn put_large(conn: &mut Conn, record: &mut Record, payload: Payload<'_>) {
 fn write_early<R>(
     conn: &mut Conn,
     record: &mut Record,
-    write: impl FnOnce(&mut Queue, &Socket) -> R,
+    write: impl FnOnce(&mut SendQueue, &Socket) -> R,
 ) -> Option<R> {
     let (queue, socket) = conn.queue_and_socket()?;
     record.pin();

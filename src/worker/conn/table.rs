@@ -19,11 +19,11 @@ use crate::worker::base::metrics::NO_HANDLER;
 use crate::worker::base::poll::{ARRIVALS, READABLE};
 use crate::worker::base::timers::Tick;
 use crate::worker::conn::channel::ThreadChannel;
+use crate::worker::conn::extents::{Extents, RawExtents};
 use crate::worker::conn::handshake::Handshake;
 use crate::worker::conn::open::Open;
-use crate::worker::conn::places::{Places, RawPlaces};
 use crate::worker::conn::record::{NOTHING, Record, Records};
-use crate::worker::conn::send_queue::{Queue, QueuePool};
+use crate::worker::conn::send_queue::{QueuePool, SendQueue};
 use crate::worker::conn::turn::Turn;
 
 /// How long the peer may take to close its end after everything was said.
@@ -38,7 +38,7 @@ pub enum Pause {
     /// The blocking thread does not keep up.
     ThreadChannel = 2,
     /// The send queue is above its high mark.
-    Queue = 4,
+    SendQueue = 4,
     /// The handshake is not finished.
     Handshake = 8,
     /// The peer has closed its end.
@@ -55,7 +55,7 @@ pub struct Conn {
     pub socket: Socket,
     pub phase: Phase,
     /// What waits to be sent; none if nothing does.
-    pub queue: Option<Box<Queue>>,
+    pub queue: Option<Box<SendQueue>>,
     /// The entry in the timers that counts; [`Tick::NEVER`] without one.
     pub timer_at: Tick,
     /// Since when this worker has it; seconds of the clock.
@@ -181,7 +181,7 @@ impl Conn {
     }
 
     /// The send queue, if there is one, and where it leads to.
-    pub fn queue_and_socket(&mut self) -> Option<(&mut Queue, &Socket)> {
+    pub fn queue_and_socket(&mut self) -> Option<(&mut SendQueue, &Socket)> {
         Some((self.queue.as_deref_mut()?, &self.socket))
     }
 
@@ -239,10 +239,10 @@ pub struct Table {
     free: Vec<u32>,
     records: Records,
     /// What waits in send queues, where a record says so.
-    unsent: Places,
+    unsent: Extents,
     /// Subscriptions as they travel, by slot, and where they lie.
     topics: HashMap<u32, Box<[u8]>>,
-    topic_places: Places,
+    topic_extents: Extents,
     most: u32,
     live: u32,
 }
@@ -250,11 +250,11 @@ pub struct Table {
 impl Table {
     /// A table with room for `most` connections.
     pub fn new(most: u32) -> io::Result<Self> {
-        let (records, unsent) = (Records::map(most as usize)?, Places::map(most as usize)?);
-        let (topics, topic_places) = (HashMap::new(), Places::map(most as usize)?);
+        let (records, unsent) = (Records::map(most as usize)?, Extents::map(most as usize)?);
+        let (topics, topic_extents) = (HashMap::new(), Extents::map(most as usize)?);
         // Unused memory costs nothing, and growing would fragment the heap.
         let (places, generations, free) = (Vec::new(), Vec::with_capacity(most as usize), Vec::new());
-        Ok(Table { places, generations, free, records, unsent, topics, topic_places, most, live: 0 })
+        Ok(Table { places, generations, free, records, unsent, topics, topic_extents, most, live: 0 })
     }
 
     /// Adds a connection; `None`, and it is dropped, when the table is full.
@@ -305,18 +305,18 @@ impl Table {
         self.records.raw()
     }
 
-    pub fn topic_places(&self) -> RawPlaces {
-        self.topic_places.raw()
+    pub fn topic_extents(&self) -> RawExtents {
+        self.topic_extents.raw()
     }
 
     /// Where it is noted what waits in send queues.
-    pub fn unsent(&self) -> RawPlaces {
+    pub fn unsent(&self) -> RawExtents {
         self.unsent.raw()
     }
 
     /// A connection, its record, and the place of what waits in its send queue.
     #[inline]
-    pub fn all(&mut self, id: u64) -> Option<(&mut Conn, &mut Record, &mut Places)> {
+    pub fn all(&mut self, id: u64) -> Option<(&mut Conn, &mut Record, &mut Extents)> {
         let slot = id as u32 as usize;
         let is_current = *self.generations.get(slot)? == (id >> 32) as u32;
         let place = self.places.get_mut(slot / PIECE)?.get_mut(slot % PIECE).filter(|_| is_current)?;
@@ -329,7 +329,7 @@ impl Table {
 
     /// The subscriptions of a connection, as they travel: they stay where they are until they change.
     pub fn topics(&self, id: u64) -> *const [u8] {
-        self.topic_places.raw().find(id as u32 as usize).unwrap_or(NOTHING)
+        self.topic_extents.raw().find(id as u32 as usize).unwrap_or(NOTHING)
     }
 
     /// Replaces the subscriptions of a connection, as they are to travel; empty for none.
@@ -344,7 +344,7 @@ impl Table {
             return;
         }
         // Before those that were there are freed.
-        self.topic_places.note(slot, &bytes);
+        self.topic_extents.note(slot, &bytes);
         match bytes.is_empty() {
             true => self.topics.remove(&slot),
             false => self.topics.insert(slot, bytes),
@@ -427,10 +427,10 @@ mod tests {
     fn reading_resumes_when_the_last_reason_to_pause_is_gone() {
         let (mut conn, now) = (conn(), Instant::default());
         assert!(!conn.set_pause(Pause::Handler, true, now));
-        assert!(!conn.set_pause(Pause::Queue, true, now));
+        assert!(!conn.set_pause(Pause::SendQueue, true, now));
         assert!(!conn.set_pause(Pause::Handler, false, now));
         assert!(conn.is_paused());
-        assert!(conn.set_pause(Pause::Queue, false, now));
-        assert!(!conn.set_pause(Pause::Queue, false, now), "it was not paused");
+        assert!(conn.set_pause(Pause::SendQueue, false, now));
+        assert!(!conn.set_pause(Pause::SendQueue, false, now), "it was not paused");
     }
 }

@@ -7,7 +7,7 @@ use std::ffi::c_void;
 
 use crate::fleet::memory::crash::CrashFacts;
 use crate::fleet::memory::crash_report::{self, CrashReport};
-use crate::fleet::memory::current_call::{CurrentCall, Message};
+use crate::fleet::memory::current_call::{CurrentCall, CurrentMessage};
 use crate::worker::base::memory;
 use crate::worker::conn::record::Record;
 use crate::worker::crash::modules::{CodePlace, Modules};
@@ -54,15 +54,15 @@ impl Registers {
 }
 
 thread_local! {
-    static HELD: Cell<Message> = const { Cell::new(NONE) };
+    static HELD: Cell<CurrentMessage> = const { Cell::new(NONE) };
 }
 
-const NONE: Message = Message { kind: 0, size: 0, data: 0 };
+const NONE: CurrentMessage = CurrentMessage { kind: 0, size: 0, data: 0 };
 
 /// The message that the calling thread's blocking handler has from now on. It may be freed without notice: a crash
 /// reads it as if it could be anything.
 pub fn hold(kind: u32, payload: &[u8]) {
-    HELD.set(Message { kind, size: payload.len() as u64, data: payload.as_ptr() as u64 });
+    HELD.set(CurrentMessage { kind, size: payload.len() as u64, data: payload.as_ptr() as u64 });
 }
 
 pub struct Collector {
@@ -112,7 +112,7 @@ impl Collector {
         }
     }
 
-    fn copy(&self, message: Message, facts: &mut CrashFacts) {
+    fn copy(&self, message: CurrentMessage, facts: &mut CrashFacts) {
         (facts.kind, facts.size) = (message.kind, message.size);
         let mut piece = [0_u8; PIECE];
         loop {

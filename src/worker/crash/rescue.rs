@@ -28,8 +28,8 @@ use crate::time::Instant;
 use crate::worker::base::memory;
 use crate::worker::base::progress::Progress;
 use crate::worker::commands::queue::CommandQueue;
+use crate::worker::conn::extents::RawExtents;
 use crate::worker::conn::handoff::{Arrivals, Beside, Purpose, Shipment, unsent_of};
-use crate::worker::conn::places::RawPlaces;
 use crate::worker::conn::record::{NOTHING, Record, flags};
 use crate::worker::crash::report::{Collector, Registers};
 use crate::worker::crash::signals::{park_until_exit, sleep_briefly, stop_other_threads};
@@ -55,8 +55,8 @@ pub struct RescueContext {
     /// The process that this belongs to: a child that a handler forks has a copy.
     pub pid: i32,
     pub records: (NonNull<Record>, usize),
-    pub topics: RawPlaces,
-    pub unsent: RawPlaces,
+    pub topics: RawExtents,
+    pub unsent: RawExtents,
     /// Which messages they have got by those.
     pub progress: &'static Progress,
     /// Connections that were received and are not in the table yet.

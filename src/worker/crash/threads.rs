@@ -27,7 +27,7 @@ pub fn began_with() -> u64 {
     BEGAN_WITH.get()
 }
 
-struct Beginning {
+struct StartRoutine {
     function: Function,
     argument: *mut c_void,
 }
@@ -44,7 +44,7 @@ pub unsafe extern "C" fn pthread_create(
     argument: *mut c_void,
 ) -> c_int {
     let Some(create) = of_the_library() else { return libc::EAGAIN };
-    let beginning = Box::into_raw(Box::new(Beginning { function, argument }));
+    let beginning = Box::into_raw(Box::new(StartRoutine { function, argument }));
     // SAFETY: as promised by the caller; `begin` takes the beginning over.
     let result = unsafe { create(thread, attributes, begin, beginning.cast()) };
     if result != 0 {
@@ -69,7 +69,7 @@ fn of_the_library() -> Option<Create> {
 /// What every thread does first. Nothing is left to be dropped when the function begins.
 unsafe extern "C-unwind" fn begin(beginning: *mut c_void) -> *mut c_void {
     // SAFETY: pthread_create() has given it to this thread.
-    let Beginning { function, argument } = *unsafe { Box::from_raw(beginning.cast::<Beginning>()) };
+    let StartRoutine { function, argument } = *unsafe { Box::from_raw(beginning.cast::<StartRoutine>()) };
     BEGAN_WITH.set(function as usize as u64);
     // Without it, when memory is short, an overflow costs more connections than one.
     let _ = use_signal_stack();

@@ -15,9 +15,9 @@ use crate::fleet::memory::addresses::Permit;
 use crate::http;
 use crate::proto::http1::head::{self, Head, Parsed};
 use crate::proto::ws::handshake::{self, is_upgrade};
-use crate::worker::blocking::thread::Beginning;
+use crate::worker::blocking::thread::ThreadStart;
 use crate::worker::conn::channel::{Agreed, Ended, ThreadChannel};
-use crate::worker::conn::handshake::{Carried, Finished, Handshake, Verdict};
+use crate::worker::conn::handshake::{Carried, Finished, Handshake, HandshakeResult};
 use crate::worker::conn::info::{OwnedInfo, Stage};
 use crate::worker::conn::record::foreign::Arrival;
 use crate::worker::conn::record::{Strings, flags};
@@ -210,7 +210,7 @@ impl Handshakes {
             record.set_state(b"");
             record.seal();
             record.set_flags(flags::TAKEN | if rest.is_empty() { flags::OPENING } else { flags::AHEAD });
-            let beginning = blocking.then(|| Beginning {
+            let beginning = blocking.then(|| ThreadStart {
                 conn: id,
                 number: handler,
                 handler: service.handler,
@@ -272,18 +272,18 @@ impl Handshakes {
         let mut finished = handshake.finish();
         let octets = std::mem::take(&mut finished.carried.octets);
         let refusal = match finished.verdict {
-            Verdict::Accept if self.is_unmatched(&handshake, &finished) => {
+            HandshakeResult::Accept if self.is_unmatched(&handshake, &finished) => {
                 Some(http::error(400, "none of the subprotocols that were offered is spoken here", &[]))
             }
-            Verdict::Accept => return self.accept(id, &handshake, finished, &octets, channel, None),
-            Verdict::AcceptAndClose(code, ref mut reason) => {
+            HandshakeResult::Accept => return self.accept(id, &handshake, finished, &octets, channel, None),
+            HandshakeResult::AcceptAndClose(code, ref mut reason) => {
                 let close = Some((code, std::mem::take(reason)));
                 return self.accept(id, &handshake, finished, &octets, channel, close);
             }
-            Verdict::Reject { status, content_type, body } if octets.is_empty() => {
+            HandshakeResult::Reject { status, content_type, body } if octets.is_empty() => {
                 Some(rejection(status, content_type.as_deref(), body, &finished.headers))
             }
-            Verdict::Reject { .. } | Verdict::Abort => None,
+            HandshakeResult::Reject { .. } | HandshakeResult::Abort => None,
         };
         self.discard(&handshake, finished.carried, channel.as_deref());
         if let Some(refusal) = refusal {

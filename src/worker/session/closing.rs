@@ -6,7 +6,7 @@ use crate::ffi::call::Handler;
 use crate::ffi::place::{self, Callback};
 use crate::ffi::strict;
 use crate::proto::ws::connection::Deadline;
-use crate::worker::conn::channel::{Delivery, Ended, PeerClose};
+use crate::worker::conn::channel::{Ended, PeerClose, ThreadEvent};
 use crate::worker::conn::open::LastCall;
 use crate::worker::session::Session;
 
@@ -24,7 +24,7 @@ impl Session {
             self.conns.record_close(id, code, reason);
         }
         if let Some(channel) = channel {
-            channel.put(Delivery::PeerClose(PeerClose { code, reason: [reason, b"\0"].concat() }));
+            channel.put(ThreadEvent::PeerClose(PeerClose { code, reason: [reason, b"\0"].concat() }));
             return self.conns.set_last_call(id, LastCall::Answer);
         }
         let result = self.handlers.tell(handler, Callback::Passive, id, |handler| handler.passive(id));

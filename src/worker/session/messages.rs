@@ -12,7 +12,7 @@ use crate::ffi::place::{self, Callback, POISON};
 use crate::fleet::refusal::Refusal;
 use crate::proto::ws::connection::{Body, Connection, Event, Io, Kind};
 use crate::time::Instant;
-use crate::worker::conn::channel::Delivery;
+use crate::worker::conn::channel::ThreadEvent;
 use crate::worker::conn::open::Open;
 use crate::worker::conn::table::Pause;
 use crate::worker::conn::turn::Slice;
@@ -252,7 +252,7 @@ impl Session {
             }
         };
         payload.push(0);
-        let room = channel.put(Delivery::Message { kind: kind as u32, flags, payload });
+        let room = channel.put(ThreadEvent::Message { kind: kind as u32, flags, payload });
         if !room {
             self.conns.pause(id, Pause::ThreadChannel);
         }
@@ -274,7 +274,7 @@ impl Session {
         let known = self.conns.with_open(id, |handler, open| (handler, open.channel().cloned()));
         let Some((handler, channel)) = known else { return };
         match channel {
-            Some(channel) => drop(channel.put(Delivery::Pong { payload, rtt })),
+            Some(channel) => drop(channel.put(ThreadEvent::Pong { payload, rtt })),
             None => {
                 let pong = |handler: Handler| handler.pong(id, &payload, rtt.as_nanos() as u64);
                 self.handlers.tell(handler, Callback::Pong, id, pong);

@@ -9,7 +9,7 @@ use crate::ffi::call::Handler;
 use crate::ffi::place::{self, Callback};
 use crate::proto::ws::connection::Connection;
 use crate::worker::base::metrics::OpenCount;
-use crate::worker::blocking::thread::Beginning;
+use crate::worker::blocking::thread::ThreadStart;
 use crate::worker::conn::channel::ThreadChannel;
 use crate::worker::conn::handshake::Carried;
 use crate::worker::conn::info::{OwnedInfo, Stage};
@@ -114,6 +114,6 @@ impl Session {
         };
         // From here on its thread decides whether it can move.
         self.conns.flush(conn);
-        self.threads.start(Beginning { conn, number, handler, channel, info, handshake: None })
+        self.threads.start(ThreadStart { conn, number, handler, channel, info, handshake: None })
     }
 }

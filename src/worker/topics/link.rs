@@ -290,9 +290,9 @@ impl Link {
                 return true;
             }
             match self.next_notice() {
-                Next::Done => {}
-                Next::Nothing => return false,
-                Next::Ended => {
+                NextFrame::Done => {}
+                NextFrame::Nothing => return false,
+                NextFrame::Ended => {
                     self.disconnect();
                     if self.conns.now() >= self.retry_at.get() {
                         self.connect();
@@ -307,9 +307,9 @@ impl Link {
     }
 
     /// Handles the next frame of the bus; a message is only put into `delivery`.
-    fn next_notice(&self) -> Next {
+    fn next_notice(&self) -> NextFrame {
         let mut connected = self.connected.borrow_mut();
-        let Some(connected) = connected.as_mut() else { return Next::Nothing };
+        let Some(connected) = connected.as_mut() else { return NextFrame::Nothing };
         loop {
             match connected.incoming.next_frame() {
                 Ok(Some(content)) => {
@@ -321,21 +321,21 @@ impl Link {
                         Some(Notice::Taken { count }) => connected.taken = count,
                         Some(notice) => {
                             self.take_in(notice, compressed);
-                            return Next::Done;
+                            return NextFrame::Done;
                         }
                         None => {
                             log::error!("malformed frame of the bus; reconnecting");
-                            return Next::Ended;
+                            return NextFrame::Ended;
                         }
                     }
                 }
                 Ok(None) if connected.is_readable => {
                     if !connected.receive() {
-                        return Next::Ended;
+                        return NextFrame::Ended;
                     }
                 }
-                Ok(None) => return Next::Nothing,
-                Err(_) => return Next::Ended,
+                Ok(None) => return NextFrame::Nothing,
+                Err(_) => return NextFrame::Ended,
             }
         }
     }
@@ -428,7 +428,7 @@ impl Link {
 }
 
 /// The next frame of the bus.
-enum Next {
+enum NextFrame {
     /// It was handled.
     Done,
     /// There is none.

@@ -14,7 +14,7 @@ use crate::config::TopicBounds;
 use crate::ffi::topics::Topics;
 use crate::fleet::memory::counters::handler::Count;
 use crate::fleet::sockets::bus_wire::{
-    Incoming, MAX_MESSAGE, Message, Outgoing, Request, checked_name, key_of,
+    Incoming, MAX_MESSAGE, Outgoing, Publication, Request, checked_name, key_of,
 };
 use crate::proto::ws::utf8;
 use crate::worker::base::metrics::Metrics;
@@ -232,7 +232,7 @@ impl Topics for Subscriptions {
             return WS_E_FULL;
         }
         let but = if flags & WS_NOT_SELF != 0 { shared.table.number_of(this) } else { 0 };
-        let message = Message { but, kind: kind as u8, compress: flags & WS_UNCOMPRESSED == 0, payload };
+        let message = Publication { but, kind: kind as u8, compress: flags & WS_UNCOMPRESSED == 0, payload };
         let time = clock::now().as_nanos();
         Request::Publish { time, key: &key, message }.append_to(shared.out.tail());
         shared.publish(this);
@@ -264,7 +264,7 @@ mod tests {
         let limits = Limits { per_connection: 9, topics: 9 };
         let mut shared = BusState::new(limits, 0, Box::leak(Box::default()));
         let wanted = Subscription { from: 7, flags: 0 };
-        let message = Message { but: 0, kind: 1, compress: false, payload: b"x" };
+        let message = Publication { but: 0, kind: 1, compress: false, payload: b"x" };
         let BusState { table, out, .. } = &mut shared;
         table.subscribe(1, "/chat\0a", wanted, || 1, out.tail()).unwrap();
         Request::Publish { time: 1, key: "/chat\0a", message }.append_to(out.tail());

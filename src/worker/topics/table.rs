@@ -13,7 +13,7 @@ use crate::worker::topics::travelling::{Subscription, Traveller, Travelling};
 
 /// Subscriptions that get the same messages.
 struct Group {
-    state: State,
+    state: GroupState,
     /// The members do not need messages up to this stamp.
     from: u64,
     /// By connection.
@@ -22,7 +22,7 @@ struct Group {
 
 /// What the members of a group get.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
+enum GroupState {
     /// Each message as it comes.
     Live,
     /// Earlier messages, requested with this ticket.
@@ -31,10 +31,10 @@ enum State {
     Blocked,
 }
 
-impl State {
+impl GroupState {
     /// Those that a frame of the bus with this ticket is for; 0: the live ones.
     fn addressed(ticket: u32) -> Self {
-        if ticket == 0 { State::Live } else { State::Requested(ticket) }
+        if ticket == 0 { GroupState::Live } else { GroupState::Requested(ticket) }
     }
 }
 
@@ -42,7 +42,7 @@ impl Group {
     /// Requests the messages that the members have not seen.
     fn request(&mut self, topic: u32, key: &str, last_ticket: &mut u32, out: &mut Vec<u8>) {
         *last_ticket = last_ticket.wrapping_add(1).max(1);
-        self.state = State::Requested(*last_ticket);
+        self.state = GroupState::Requested(*last_ticket);
         Request::Subscribe { topic, ticket: *last_ticket, from: self.from, key }.append_to(out);
     }
 }
@@ -66,16 +66,16 @@ impl Topic {
         self.groups.iter().map(|group| group.members.len()).sum()
     }
 
-    fn group(&mut self, state: State) -> Option<&mut Group> {
+    fn group(&mut self, state: GroupState) -> Option<&mut Group> {
         self.groups.iter_mut().find(|group| group.state == state)
     }
 
     /// A subscription becomes live, which has seen everything up to this stamp.
     fn go_live(&mut self, conn: u64, subscription: Subscription) {
-        match self.group(State::Live) {
+        match self.group(GroupState::Live) {
             Some(live) => drop(live.members.insert(conn, subscription)),
             None => self.groups.push(Group {
-                state: State::Live,
+                state: GroupState::Live,
                 from: subscription.from,
                 members: [(conn, subscription)].into(),
             }),
@@ -206,12 +206,13 @@ impl SubscriptionTable {
             return topic.go_live(conn, wanted);
         }
         let is_requested =
-            |group: &&mut Group| matches!(group.state, State::Requested(_)) && group.from <= wanted.from;
+            |group: &&mut Group| matches!(group.state, GroupState::Requested(_)) && group.from <= wanted.from;
         if let Some(group) = topic.groups.iter_mut().find(is_requested) {
             group.members.insert(conn, wanted);
             return;
         }
-        let mut group = Group { state: State::Blocked, from: wanted.from, members: [(conn, wanted)].into() };
+        let mut group =
+            Group { state: GroupState::Blocked, from: wanted.from, members: [(conn, wanted)].into() };
         group.request(number, &topic.key, &mut self.last_ticket, out);
         topic.groups.push(group);
     }
@@ -260,8 +261,8 @@ impl SubscriptionTable {
         let mut delivered = Delivered::default();
         let Self { topics, members, blocked, .. } = self;
         let Some(topic) = topics.get_mut(&number) else { return delivered };
-        let state = State::addressed(ticket);
-        let is_live = state == State::Live;
+        let state = GroupState::addressed(ticket);
+        let is_live = state == GroupState::Live;
         if is_live {
             topic.pass(stamp);
         }
@@ -293,7 +294,7 @@ impl SubscriptionTable {
             let Some(subscription) = topic.remove(conn) else { continue };
             let from = stamp - 1; // it has seen everything before this message
             let members = [(conn, Subscription { from, ..subscription })].into();
-            topic.groups.push(Group { state: State::Blocked, from, members });
+            topic.groups.push(Group { state: GroupState::Blocked, from, members });
             blocked.push((number, conn));
             delivered.changed.push(conn);
         }
@@ -310,7 +311,7 @@ impl SubscriptionTable {
     ) -> Vec<(u64, Subscription)> {
         let Some(topic) = self.topics.get_mut(&number) else { return Vec::new() };
         topic.live_from.get_or_insert(stamp);
-        let state = State::Requested(ticket);
+        let state = GroupState::Requested(ticket);
         let Some(index) = topic.groups.iter().position(|group| group.state == state) else {
             return Vec::new();
         };
@@ -329,8 +330,8 @@ impl SubscriptionTable {
     /// with this ticket.
     pub fn missed(&mut self, number: u32, ticket: u32, stamp: u64, count: u32) -> Vec<(u64, Subscription)> {
         let Some(topic) = self.topics.get_mut(&number) else { return Vec::new() };
-        let state = State::addressed(ticket);
-        if state == State::Live {
+        let state = GroupState::addressed(ticket);
+        if state == GroupState::Live {
             topic.pass(stamp);
         }
         let Some(group) = topic.group(state) else { return Vec::new() };
@@ -354,10 +355,10 @@ impl SubscriptionTable {
         for (&number, topic) in &mut self.topics {
             (topic.live_from, topic.others, topic.reported) = (None, 0, 1);
             topic.forms.clear();
-            if let Some(live) = topic.group(State::Live) {
+            if let Some(live) = topic.group(GroupState::Live) {
                 live.members.values_mut().for_each(|ours| ours.from = ours.from.max(delivered));
             }
-            for group in topic.groups.iter_mut().filter(|group| group.state != State::Blocked) {
+            for group in topic.groups.iter_mut().filter(|group| group.state != GroupState::Blocked) {
                 group.from = group.members.values().map(|ours| ours.from).min().unwrap_or(group.from);
                 group.request(number, &topic.key, &mut self.last_ticket, out);
             }
@@ -401,7 +402,7 @@ impl SubscriptionTable {
         for (number, conn) in std::mem::take(&mut self.blocked) {
             let Some(topic) = self.topics.get_mut(&number) else { continue };
             let is_it =
-                |group: &&mut Group| group.state == State::Blocked && group.members.contains_key(&conn);
+                |group: &&mut Group| group.state == GroupState::Blocked && group.members.contains_key(&conn);
             let Some(group) = topic.groups.iter_mut().find(is_it) else { continue };
             if !is_free(conn) {
                 self.blocked.push((number, conn));
@@ -449,7 +450,7 @@ impl SubscriptionTable {
         let travelling = |topic: &u32| {
             let topic = self.topics.get(topic)?;
             let name = split_key(&topic.key)?.1;
-            let ours = |group: &Group| Some((group.state != State::Live, *group.members.get(&conn)?));
+            let ours = |group: &Group| Some((group.state != GroupState::Live, *group.members.get(&conn)?));
             let (waits, subscription) = topic.groups.iter().find_map(ours)?;
             Some(Travelling { waits, subscription, name })
         };

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::AsFd;
 
-use crate::cgi::handover::{self, Facts};
+use crate::cgi::handover::{self, RequestFacts};
 use crate::http;
 use crate::worker::crash::signals::uninterrupted;
 use crate::worker::handshake::outcome::Asked;
@@ -16,7 +16,7 @@ impl Transfer {
         let sent = {
             let core = &mut *self.conns.core.borrow_mut();
             let Some((conn, record)) = core.table.both(id) else { return };
-            let facts = Facts {
+            let facts = RequestFacts {
                 peer: record.peer.address(),
                 user: asked.user.as_ref().map(|user| user.name().to_owned()),
                 resource: asked.resource.clone(),

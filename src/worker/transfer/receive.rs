@@ -28,7 +28,7 @@ use crate::worker::transfer::Transfer;
 const AT_ONCE: usize = 64;
 
 /// What follows once all connections of a datagram are in the table.
-enum Next {
+enum AfterIntake {
     /// This handler is told that the connection is open.
     Open(u16),
     /// The part of the request that was read is processed.
@@ -58,11 +58,11 @@ impl Transfer {
             }
             for (id, next) in moved {
                 match next {
-                    Next::Read => self.read_arrived(id),
-                    Next::Open(handler) if !self.conns.life.is_stopping() => {
+                    AfterIntake::Read => self.read_arrived(id),
+                    AfterIntake::Open(handler) if !self.conns.life.is_stopping() => {
                         self.session.notify_open(id, handler)
                     }
-                    Next::Open(_) => {
+                    AfterIntake::Open(_) => {
                         // Its handler is not called in this process.
                         self.conns.with_open(id, |_, open| open.silent = true);
                         self.conns.close(id, Some(1001), b"", WS_BY_HOST);
@@ -99,7 +99,7 @@ impl Transfer {
     }
 
     /// Adopts a connection, without calling its handler; returns its id and what is to follow.
-    fn adopt(&self, fd: OwnedFd, entry: &Entry) -> Option<(u64, Next)> {
+    fn adopt(&self, fd: OwnedFd, entry: &Entry) -> Option<(u64, AfterIntake)> {
         let socket = Socket::from(fd);
         let admitted = self.admit(entry.purpose);
         self.conns.metrics.place.moved_in.add_shared(1);
@@ -122,7 +122,7 @@ impl Transfer {
                     return None;
                 }
                 self.conns.keep_head(id, entry.parts[2].to_vec());
-                Some((id, Next::Read))
+                Some((id, AfterIntake::Read))
             }
             Purpose::Linger => {
                 let mut conn = Conn::new(socket, Instant::NEVER);
@@ -142,7 +142,7 @@ impl Transfer {
                 None
             }
             Purpose::Resume => {
-                self.resume_moved(socket, entry).map(|(id, handler)| (id, Next::Open(handler)))
+                self.resume_moved(socket, entry).map(|(id, handler)| (id, AfterIntake::Open(handler)))
             }
         }
     }

@@ -4,9 +4,9 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 
 use super::*;
-use crate::fleet::process::alone::is_alone;
 use crate::fleet::memory::layout::Part;
 use crate::fleet::peer::Peer;
+use crate::fleet::process::alone::is_alone;
 
 /// Runs `work` in a child process, which uses no memory but its own and the scoreboard.
 fn in_child(work: impl FnOnce()) -> Pid {
@@ -150,7 +150,7 @@ fn a_wait_ends_at_its_time() {
 #[test]
 fn records_do_not_share_cache_lines() {
     assert_eq!((size_of::<Load>(), align_of::<Work>()), (128, 128));
-    assert_eq!((size_of::<Header>(), size_of::<Assignment>()), (128, 64));
+    assert_eq!((size_of::<SharedWords>(), size_of::<Assignment>()), (128, 64));
 }
 
 #[test]

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-const MESSAGE: Message<'_> = Message { but: 7, kind: 1, compress: true, payload: b"hello" };
+const MESSAGE: Publication<'_> = Publication { but: 7, kind: 1, compress: true, payload: b"hello" };
 
 fn requests() -> [Request<'static>; 5] {
     [
@@ -61,7 +61,7 @@ fn nonsense_is_none() {
     for key in ["/a", "\0b", "/a\0", "/a\0b\0c", "/a\0\n"] {
         assert!(!publish(key, MESSAGE), "{key:?}");
     }
-    assert!(!publish("/a\0b", Message { kind: 3, ..MESSAGE }));
+    assert!(!publish("/a\0b", Publication { kind: 3, ..MESSAGE }));
     assert_eq!(Notice::read(&[b'Z', 8, 2]), None);
     let mut incoming = Incoming::default();
     incoming.room(4).copy_from_slice(&u32::MAX.to_ne_bytes());

@@ -1,7 +1,7 @@
 //! A connection in time: keepalive Pings, silent and idle peers, unanswered
 //! Close frames. Nothing here runs while octets come: `receive` only notes when.
 
-use super::{Connection, Io, Phase, control};
+use super::{CloseState, Connection, Io, control};
 use crate::proto::ws::close::GOING_AWAY;
 use crate::proto::ws::frame::Opcode;
 use crate::proto::ws::limits::Limits;
@@ -35,14 +35,14 @@ impl Connection {
     /// Whether no deadline but those of an idle connection runs.
     #[inline]
     pub fn is_quiet(&self) -> bool {
-        self.phase == Phase::Open && !self.awaiting_pong && !self.paused
+        self.close_state == CloseState::Open && !self.awaiting_pong && !self.paused
     }
 
     /// Does what is due at `io.now`.
     pub fn on_deadline(&mut self, io: &mut Io) -> Deadline {
         let (silent, idle, ping) = self.deadlines(io.limits);
         if io.now >= silent {
-            let open = self.phase == Phase::Open;
+            let open = self.close_state == CloseState::Open;
             self.finish(io.codecs);
             return if open { Deadline::PeerSilent } else { Deadline::CloseTimedOut };
         }
@@ -51,7 +51,7 @@ impl Connection {
         }
         if io.now >= idle {
             self.append_close(Some(GOING_AWAY), b"", io.out);
-            self.phase = Phase::CloseSent;
+            self.close_state = CloseState::CloseSent;
             self.since = io.now;
             return Deadline::Idle;
         }
@@ -79,13 +79,13 @@ impl Connection {
     fn deadlines(&self, limits: &Limits) -> (Instant, Instant, Instant) {
         const NEVER: Instant = Instant::NEVER;
         let after = |from: Instant, limit: Duration| if limit.is_zero() { NEVER } else { from + limit };
-        match self.phase {
-            Phase::Finished => (NEVER, NEVER, NEVER),
-            Phase::CloseSent | Phase::CloseReceived => {
+        match self.close_state {
+            CloseState::Finished => (NEVER, NEVER, NEVER),
+            CloseState::CloseSent | CloseState::CloseReceived => {
                 (after(self.since, limits.close_deadline), NEVER, NEVER)
             }
-            Phase::Open if self.paused => (NEVER, NEVER, NEVER),
-            Phase::Open => {
+            CloseState::Open if self.paused => (NEVER, NEVER, NEVER),
+            CloseState::Open => {
                 let idle = after(self.last_message, limits.idle);
                 // Any octet is a sign of life, not just the Pong.
                 if self.awaiting_pong && self.last_received <= self.since && !limits.pong_deadline.is_zero() {

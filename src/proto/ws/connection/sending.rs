@@ -1,6 +1,6 @@
 //! Messages out (RFC 6455 6.1): one frame for each call, compressed where that was agreed.
 
-use super::{Connection, Deflate, Instant, Io, Kind, Opcode, Outgoing, Phase, Validator, frame, utf8};
+use super::{CloseState, Connection, Deflate, Instant, Io, Kind, Opcode, Outgoing, Validator, frame, utf8};
 
 /// How to send a message or a fragment of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +61,7 @@ impl Connection {
         now: Instant,
         out: &mut Vec<u8>,
     ) -> bool {
-        if self.phase != Phase::Open || self.deflate.is_some() || self.rare.is_some() {
+        if self.close_state != CloseState::Open || self.deflate.is_some() || self.rare.is_some() {
             return false;
         }
         if kind == Kind::Text && !trusted && !utf8::is_valid(data) {

@@ -263,7 +263,7 @@ fn what_a_close_may_be() {
     assert_eq!(close(Some(1000), b""), Err(SendError::Closing));
     assert_eq!(bench.out[..4], [0x88, 125, 0x13, 0x87]);
     assert_eq!(bench.connection.close_sent(), Some(4999));
-    assert!(bench.connection.phase != Phase::Open && !bench.connection.is_finished());
+    assert!(bench.connection.close_state != CloseState::Open && !bench.connection.is_finished());
     assert_eq!(bench.send(Kind::Text, b"", LAST), Err(SendError::Closing));
     assert_eq!(bench.with(|connection, io| connection.ping(b"", io)), Err(SendError::Closing));
 }

@@ -8,7 +8,7 @@ use super::{
     COVERED, HAS_FACTS, HAS_ORIGIN, HAS_PROTOCOL, HAS_PROXY_HEADER, Owned, RESUMED, Record, facts_in, sum,
 };
 use crate::fleet::memory::addresses::Mark;
-use crate::fleet::sockets::facts::Facts;
+use crate::fleet::sockets::facts::GatewayFacts;
 
 /// The highest level of the compressor (zlib).
 const MAX_LEVEL: u8 = 9;
@@ -32,7 +32,8 @@ impl Record {
     /// has spilled. `None` if the record is damaged.
     pub fn arrival_in<'a>(block: &[u8], spill: &'a [u8]) -> Option<Arrival<'a>> {
         let known = numbers_of(block)?;
-        let facts = facts_in(known.attributes, spill).filter(|facts| Facts::from_bytes(facts).is_some());
+        let facts =
+            facts_in(known.attributes, spill).filter(|facts| GatewayFacts::from_bytes(facts).is_some());
         let (peer, has_proxy_header) = (known.peer.address(), known.has_proxy_header());
         Some(Arrival { peer, has_proxy_header, facts, mark: known.mark })
     }
@@ -85,6 +86,6 @@ fn text_in(attributes: u16, spill: &[u8]) -> Option<&[u8]> {
         return Some(spill);
     }
     let facts = facts_in(attributes, spill)?;
-    Facts::from_bytes(facts)?;
+    GatewayFacts::from_bytes(facts)?;
     spill.get(size_of::<u32>() + facts.len()..)
 }

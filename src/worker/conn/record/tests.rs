@@ -1,5 +1,5 @@
 use super::*;
-use crate::fleet::sockets::facts::Facts;
+use crate::fleet::sockets::facts::GatewayFacts;
 use crate::worker::conn::record::foreign::Arrival;
 
 fn strings(resource: &str) -> Strings<&[u8]> {
@@ -80,7 +80,8 @@ fn what_is_known_of_an_arriving_connection_is_read_from_its_block() {
 
 #[test]
 fn facts_of_a_gateway_stay_with_the_record() {
-    let facts = Facts { is_tls: true, alpn: Some(b"h2"), ..Facts::default() }.to_bytes().unwrap();
+    let facts =
+        GatewayFacts { is_tls: true, alpn: Some(b"h2"), ..GatewayFacts::default() }.to_bytes().unwrap();
     for resource in ["/", &"/x".repeat(100)] {
         let mut records = Records::map(2).unwrap();
         let record = records.get_mut(0).unwrap();
@@ -133,7 +134,7 @@ type Change<'a> = dyn Fn(&mut Vec<u8>, &mut [Vec<u8>; 3]) + 'a;
 #[test]
 fn a_forged_record_with_the_right_checksums_cannot_reach_beyond_its_parts() {
     let mut records = Records::map(2).unwrap();
-    let facts = Facts { is_tls: true, ..Facts::default() }.to_bytes().unwrap();
+    let facts = GatewayFacts { is_tls: true, ..GatewayFacts::default() }.to_bytes().unwrap();
     let record = records.get_mut(0).unwrap();
     record.set_facts(&facts);
     record.set_strings(Strings { user: Some(b"ann"), protocol: Some(b"chat"), ..strings("/x") }).unwrap();

@@ -10,57 +10,57 @@ use crate::worker::conn::record::NOTHING;
 
 /// Of one connection; all zero: none.
 #[repr(C)]
-struct Place {
+struct Extent {
     first: *const u8,
     size: u32,
     checksum: u32,
 }
 
 // SAFETY: a null pointer and numbers.
-unsafe impl Zeroed for Place {}
+unsafe impl Zeroed for Extent {}
 
 /// By slot, as the table of connections. Knows where the bytes are, and does not own them.
-pub struct Places(Slots<Place>);
+pub struct Extents(Slots<Extent>);
 
-impl Places {
+impl Extents {
     pub fn map(count: usize) -> io::Result<Self> {
-        Slots::map(count).map(Places)
+        Slots::map(count).map(Extents)
     }
 
     /// Where they lie, for the rescue.
-    pub fn raw(&self) -> RawPlaces {
+    pub fn raw(&self) -> RawExtents {
         let (first, count) = self.0.raw();
-        RawPlaces { first, count }
+        RawExtents { first, count }
     }
 
     /// Notes where the bytes of a slot are; empty, or more than 4 GiB, for none. If they do not stay as they are until
     /// something else is noted, the rescue takes them for damaged.
     #[inline]
     pub fn note(&mut self, slot: u32, bytes: &[u8]) {
-        let Some(place) = self.0.get_mut(slot) else { return };
-        *place = match u32::try_from(bytes.len()) {
-            Ok(size @ 1..) => Place { first: bytes.as_ptr(), size, checksum: crc32fast::hash(bytes) },
-            _ => Place { first: std::ptr::null(), size: 0, checksum: 0 },
+        let Some(extent) = self.0.get_mut(slot) else { return };
+        *extent = match u32::try_from(bytes.len()) {
+            Ok(size @ 1..) => Extent { first: bytes.as_ptr(), size, checksum: crc32fast::hash(bytes) },
+            _ => Extent { first: std::ptr::null(), size: 0, checksum: 0 },
         };
     }
 
     /// Notes where a copy of the bytes noted last is.
     #[inline]
     pub fn relocate(&mut self, slot: u32, copy: &[u8]) {
-        let Some(place) = self.0.get_mut(slot) else { return };
-        debug_assert_eq!(place.size as usize, copy.len());
-        place.first = copy.as_ptr();
+        let Some(extent) = self.0.get_mut(slot) else { return };
+        debug_assert_eq!(extent.size as usize, copy.len());
+        extent.first = copy.as_ptr();
     }
 }
 
 /// What the rescue knows of them: it trusts nothing that it reads.
 #[derive(Clone, Copy)]
-pub struct RawPlaces {
-    first: NonNull<Place>,
+pub struct RawExtents {
+    first: NonNull<Extent>,
     count: usize,
 }
 
-impl RawPlaces {
+impl RawExtents {
     /// Where the bytes of a slot are, for the kernel to read; [`NOTHING`] if there are none. `None` if they are not as they
     /// were. Cannot fault. Async-signal-safe.
     pub fn find(self, slot: usize) -> Option<*const [u8]> {
@@ -68,12 +68,12 @@ impl RawPlaces {
             return Some(NOTHING);
         }
         // SAFETY: within the mapping, which lives as long as the process and holds plain numbers.
-        let place = unsafe { self.first.add(slot).read() };
-        if place.first.is_null() {
+        let extent = unsafe { self.first.add(slot).read() };
+        if extent.first.is_null() {
             return Some(NOTHING);
         }
-        let bytes = std::ptr::slice_from_raw_parts(place.first, place.size as usize);
-        (memory::checksum(&[bytes]) == Some(place.checksum)).then_some(bytes)
+        let bytes = std::ptr::slice_from_raw_parts(extent.first, extent.size as usize);
+        (memory::checksum(&[bytes]) == Some(extent.checksum)).then_some(bytes)
     }
 }
 
@@ -84,24 +84,24 @@ mod tests {
 
     #[test]
     fn a_crash_finds_the_bytes_unless_they_are_damaged() {
-        let mut places = Places::map(3).unwrap();
-        let raw = places.raw();
+        let mut extents = Extents::map(3).unwrap();
+        let raw = extents.raw();
         let found = |slot: usize| raw.find(slot).map(|bytes| bytes.len());
         let mut bytes = vec![7; 10_000];
-        places.note(1, &bytes);
+        extents.note(1, &bytes);
         assert_eq!([0, 1, 2, 3].map(found), [Some(0), Some(10_000), Some(0), Some(0)]);
         let mut copy = [0; 10];
         assert!(memory::read(raw.find(1).unwrap().cast::<u8>() as u64, &mut copy) && copy == [7; 10]);
         let copy = bytes.clone();
         bytes[9_999] = 8;
         assert_eq!(found(1), None);
-        places.relocate(1, &copy);
+        extents.relocate(1, &copy);
         assert_eq!(found(1), Some(10_000));
-        places.note(1, b"");
+        extents.note(1, b"");
         assert_eq!(found(1), Some(0));
         // SAFETY: within the mapping.
-        let place = unsafe { raw.first.add(2).as_mut() };
-        (place.first, place.size) = (std::ptr::without_provenance(64), u32::MAX);
+        let extent = unsafe { raw.first.add(2).as_mut() };
+        (extent.first, extent.size) = (std::ptr::without_provenance(64), u32::MAX);
         assert_eq!(found(2), None);
     }
 }
