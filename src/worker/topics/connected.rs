@@ -55,8 +55,8 @@ impl Connected {
         true
     }
 
-    /// Whether the bus has exited. Reads to the end how many messages it has accepted; those that it sends are requested again
-    /// from the next bus.
+    /// Whether the bus has exited. Reads to the end how many messages it has accepted; those that it sends are
+    /// requested again from the next bus.
     pub fn has_ended(&mut self) -> bool {
         loop {
             match self.incoming.next_frame() {

@@ -1,7 +1,7 @@
 //! The event loop's connection to the bus, and delivery of the messages that it brings.
 //!
-//! A message goes to its subscribers in the order of their ids, for a bounded time in each turn of the loop. While there is
-//! no bus, published messages wait, up to a bound.
+//! A message goes to its subscribers in the order of their ids, for a bounded time in each turn of the loop. While
+//! there is no bus, published messages wait, up to a bound.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -145,8 +145,8 @@ impl Link {
         let mut shared = self.subscriptions.lock();
         shared.socket = Some(Arc::clone(&ours));
         shared.begin_anew(self.progress.last());
-        // All subscriptions wait now. The records must say so in case of a crash: live ones count as having seen whatever this
-        // worker has delivered.
+        // All subscriptions wait now. The records must say so in case of a crash: live ones count as having seen
+        // whatever this worker has delivered.
         shared
             .table
             .members()

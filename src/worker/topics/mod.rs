@@ -4,4 +4,5 @@ mod connected;
 pub mod link;
 pub mod subscriptions;
 pub mod table;
+pub mod topic;
 pub mod travelling;

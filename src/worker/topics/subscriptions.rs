@@ -53,8 +53,8 @@ impl BusState {
         }
     }
 
-    /// Introduces this worker to a new bus: all subscriptions, then the messages that were published while there was none.
-    /// All messages up to `delivered` were delivered.
+    /// Introduces this worker to a new bus: all subscriptions, then the messages that were published while there was
+    /// none. All messages up to `delivered` were delivered.
     pub fn begin_anew(&mut self, delivered: u64) {
         // Other queued frames are out of date: the table says what they said, and what has changed since.
         self.keep_published();
@@ -76,8 +76,8 @@ impl BusState {
         count
     }
 
-    /// Sends as much of `out` as the socket takes; true if something is left. A bus that receives nothing more has exited, or
-    /// is about to: the event loop notices the end.
+    /// Sends as much of `out` as the socket takes; true if something is left. A bus that receives nothing more has
+    /// exited, or is about to: the event loop notices the end.
     pub fn write(&mut self) -> bool {
         let Some(socket) = &self.socket else { return !self.out.is_empty() };
         while !self.out.is_empty() {
@@ -105,7 +105,8 @@ impl BusState {
         }
     }
 
-    /// Whether a message of this connection may still be in `out`: what it publishes in another worker would overtake that.
+    /// Whether a message of this connection may still be in `out`: what it publishes in another worker would overtake
+    /// that.
     pub fn has_unsent(&self, conn: u64) -> bool {
         self.unsent.contains(&conn)
     }

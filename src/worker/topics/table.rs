@@ -1,99 +1,16 @@
 //! The subscriptions of this worker. Connections are ids; no socket and no clock.
 //!
-//! A subscription is live, and gets each message from the bus, or it waits: for earlier messages, requested from the bus by a
-//! ticket, or for the end of a fragmented message that its connection is sending. It knows the stamp up to which it has seen
-//! everything; that moves with the connection.
+//! A subscription is live, and gets each message from the bus, or it waits: for earlier messages, requested from the
+//! bus by a ticket, or for the end of a fragmented message that its connection is sending. It knows the stamp up to
+//! which it has seen everything; that moves with the connection.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::ops::Bound;
 
 use crate::fleet::sockets::bus_wire::{Form, Request, key_of, split_key};
 use crate::worker::conn::broadcasting::Sharing;
+use crate::worker::topics::topic::{Group, GroupState, Topic};
 use crate::worker::topics::travelling::{Subscription, Traveller, Travelling};
-
-/// Subscriptions that get the same messages.
-struct Group {
-    state: GroupState,
-    /// The members do not need messages up to this stamp.
-    from: u64,
-    /// By connection.
-    members: BTreeMap<u64, Subscription>,
-}
-
-/// What the members of a group get.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum GroupState {
-    /// Each message as it comes.
-    Live,
-    /// Earlier messages, requested with this ticket.
-    Requested(u32),
-    /// Nothing: earlier messages are requested once the member, which is alone, has ended its fragmented message.
-    Blocked,
-}
-
-impl GroupState {
-    /// Those that a frame of the bus with this ticket is for; 0: the live ones.
-    fn addressed(ticket: u32) -> Self {
-        if ticket == 0 { GroupState::Live } else { GroupState::Requested(ticket) }
-    }
-}
-
-impl Group {
-    /// Requests the messages that the members have not seen.
-    fn request(&mut self, topic: u32, key: &str, last_ticket: &mut u32, out: &mut Vec<u8>) {
-        *last_ticket = last_ticket.wrapping_add(1).max(1);
-        self.state = GroupState::Requested(*last_ticket);
-        Request::Subscribe { topic, ticket: *last_ticket, from: self.from, key }.append_to(out);
-    }
-}
-
-struct Topic {
-    key: Box<str>,
-    /// At most one for each state but `Blocked`; none is empty.
-    groups: Vec<Group>,
-    /// Stamp of the last message that the bus has sent or dropped; it sends all later ones. `None`: not subscribed yet.
-    live_from: Option<u64>,
-    /// Subscribers in other workers, as last reported by the bus.
-    others: u32,
-    /// Subscribers here, as last reported to the bus.
-    reported: u32,
-    /// Forms requested from the bus, and the shortest message of each; bytes.
-    forms: Vec<(Form, u32)>,
-}
-
-impl Topic {
-    fn len(&self) -> usize {
-        self.groups.iter().map(|group| group.members.len()).sum()
-    }
-
-    fn group(&mut self, state: GroupState) -> Option<&mut Group> {
-        self.groups.iter_mut().find(|group| group.state == state)
-    }
-
-    /// A subscription becomes live, which has seen everything up to this stamp.
-    fn go_live(&mut self, conn: u64, subscription: Subscription) {
-        match self.group(GroupState::Live) {
-            Some(live) => drop(live.members.insert(conn, subscription)),
-            None => self.groups.push(Group {
-                state: GroupState::Live,
-                from: subscription.from,
-                members: [(conn, subscription)].into(),
-            }),
-        }
-    }
-
-    /// Subscriptions that become live later do not get messages up to this stamp.
-    fn pass(&mut self, stamp: u64) {
-        self.live_from = self.live_from.map(|from| from.max(stamp));
-    }
-
-    fn remove(&mut self, conn: u64) -> Option<Subscription> {
-        let found = self.groups.iter_mut().find_map(|group| group.members.remove(&conn));
-        // The reply to the ticket of a group that is gone is ignored.
-        self.groups.retain(|group| !group.members.is_empty());
-        found
-    }
-}
 
 /// A connection with subscriptions.
 struct Member {
@@ -153,8 +70,8 @@ impl SubscriptionTable {
         self.subscriptions
     }
 
-    /// Subscribes a connection to messages after `wanted.from`, or changes the flags of a subscription. `number` gives a new
-    /// connection its number. Requests to the bus are appended to `out`.
+    /// Subscribes a connection to messages after `wanted.from`, or changes the flags of a subscription. `number` gives
+    /// a new connection its number. Requests to the bus are appended to `out`.
     pub fn subscribe(
         &mut self,
         conn: u64,
@@ -250,7 +167,8 @@ impl SubscriptionTable {
 
     // ------------------------------------------------------ frames of the bus
 
-    /// Calls `deliver` for each recipient of a message after `position`, in the order of ids. Stops early when `is_late`.
+    /// Calls `deliver` for each recipient of a message after `position`, in the order of ids. Stops early when
+    /// `is_late`.
     pub fn deliver(
         &mut self,
         Recipients { topic: number, ticket, stamp, but }: Recipients,
@@ -326,8 +244,8 @@ impl SubscriptionTable {
         live
     }
 
-    /// `count` messages were dropped, the last with this stamp. Returns the recipients: live subscriptions, or those that wait
-    /// with this ticket.
+    /// `count` messages were dropped, the last with this stamp. Returns the recipients: live subscriptions, or those
+    /// that wait with this ticket.
     pub fn missed(&mut self, number: u32, ticket: u32, stamp: u64, count: u32) -> Vec<(u64, Subscription)> {
         let Some(topic) = self.topics.get_mut(&number) else { return Vec::new() };
         let state = GroupState::addressed(ticket);
@@ -349,8 +267,8 @@ impl SubscriptionTable {
         self.topics.get_mut(&number).into_iter().for_each(|topic| topic.others = count);
     }
 
-    /// Subscribes to everything at a new bus. All subscriptions wait for messages that they have not seen; live ones have seen
-    /// those up to `delivered`.
+    /// Subscribes to everything at a new bus. All subscriptions wait for messages that they have not seen; live ones
+    /// have seen those up to `delivered`.
     pub fn subscribe_anew(&mut self, delivered: u64, out: &mut Vec<u8>) {
         for (&number, topic) in &mut self.topics {
             (topic.live_from, topic.others, topic.reported) = (None, 0, 1);
@@ -458,8 +376,8 @@ impl SubscriptionTable {
         Traveller { number: *number, missed: *missed, subscriptions }.write()
     }
 
-    /// A connection has come with subscriptions to topics of this scope. Returns the number of those beyond the bounds, which
-    /// are dropped.
+    /// A connection has come with subscriptions to topics of this scope. Returns the number of those beyond the bounds,
+    /// which are dropped.
     pub fn arrive(&mut self, conn: u64, scope: &str, traveller: &Traveller<'_>, out: &mut Vec<u8>) -> usize {
         let mut left_out = 0;
         for Travelling { subscription, name, .. } in &traveller.subscriptions {
