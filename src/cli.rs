@@ -53,8 +53,8 @@ pub enum Error {
 enum Sub {
     /// Check a configuration, or handlers
     ///
-    /// Without FILE the configuration is tested, as for a start: the options are those of the server. Each handler is loaded
-    /// and started in a process of its own, with its settings in the configuration
+    /// Without FILE the configuration is tested, as for a start: the options are those of the server. Each handler is
+    /// loaded and started in a process of its own, with its settings in the configuration
     Check {
         /// Handlers, or directories of handlers
         #[arg(value_name = "FILE")]

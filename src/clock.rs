@@ -22,14 +22,15 @@ pub fn now() -> Instant {
     })
 }
 
-/// How long a thread that waits for `deadline` may sleep before it reads the clock again; zero: the deadline has passed.
+/// How long a thread that waits for `deadline` may sleep before it reads the clock again; zero: the deadline has
+/// passed.
 pub fn sleep_until(deadline: Instant) -> Duration {
     let left = deadline.since(now());
     if SHIFT.get().is_some() { left.min(MAX_SLEEP) } else { left }
 }
 
-/// Sets the clock of this process and its future children ahead by the nanoseconds in `ahead`, which is shared memory and
-/// must only grow. Further calls have no effect. [kit]
+/// Sets the clock of this process and its future children ahead by the nanoseconds in `ahead`, which is shared memory
+/// and must only grow. Further calls have no effect. [kit]
 pub fn shift(ahead: &'static AtomicU64) {
     let _ = SHIFT.set(ahead);
 }

@@ -30,8 +30,8 @@ pub use crate::cgi::Cgi;
 pub use crate::fleet::sockets::listener::{Binding, Listen};
 pub use crate::proto::ws::handshake::Unmatched;
 
-/// Descriptors of a worker that are not connections: standard streams, listeners, epoll, inbox, log, and those that handlers
-/// open.
+/// Descriptors of a worker that are not connections: standard streams, listeners, epoll, inbox, log, and those that
+/// handlers open.
 pub const RESERVED_DESCRIPTORS: u64 = 64;
 /// Descriptors that a worker keeps in reserve for receiving from other processes.
 pub const SPARE_DESCRIPTORS: usize = 16;

@@ -1,7 +1,7 @@
 //! wshd: a prefork WebSocket server daemon whose handlers are shared objects.
 //!
-//! `main.rs` parses the arguments to a configuration and runs the supervisor. wshd(7) describes the modules, and follows a
-//! connection through them.
+//! `main.rs` parses the arguments to a configuration and runs the supervisor. wshd(7) describes the modules, and
+//! follows a connection through them.
 
 #![warn(missing_docs)]
 

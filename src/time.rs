@@ -52,8 +52,8 @@ impl Add<Duration> for Instant {
     }
 }
 
-/// When the present turn of an event loop began. Cheaper than reading the clock, but behind it by the duration of the turn:
-/// good for checking whether something has expired, not for the deadline of a handler's timer.
+/// When the present turn of an event loop began. Cheaper than reading the clock, but behind it by the duration of the
+/// turn: good for checking whether something has expired, not for the deadline of a handler's timer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TurnStart(Instant);
 
@@ -86,8 +86,8 @@ impl Rate {
         Self { most, burst, due: Instant::default() }
     }
 
-    /// Whether `count` events are allowed now; if so, counts them. A count above the burst is allowed after a pause, and
-    /// delays the following events.
+    /// Whether `count` events are allowed now; if so, counts them. A count above the burst is allowed after a pause,
+    /// and delays the following events.
     pub fn admits(&mut self, count: u64, now: Instant) -> bool {
         let is_open = count == 0 || self.opens(now).is_none();
         if is_open {

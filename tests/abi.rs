@@ -295,7 +295,8 @@ fn a_rejection_that_is_not_returned_is_a_warning_in_c() {
     }
 }
 
-/// An older host has a smaller table: the header returns defaults for missing members, and reads no byte past the table.
+/// An older host has a smaller table: the header returns defaults for missing members, and reads no byte past the
+/// table.
 #[test]
 fn the_header_reads_no_member_that_an_older_host_lacks() {
     run_c_program("older_host");

@@ -1,5 +1,5 @@
-//! Rules for the sources, checked as text: files with `unsafe`, and the length of a file. Rules about which room may
-//! use which are in `rooms.rs`.
+//! Rules for the sources, checked as text: files with `unsafe`, and the sizes of files and lines. Rules about which
+//! room may use which are in `rooms.rs`.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::collections::BTreeMap;
@@ -112,6 +112,15 @@ fn files_are_not_too_long() {
         }
     }
     assert!(long.is_empty(), "{long:#?}");
+}
+
+/// What rustfmt does not see to.
+#[test]
+fn comments_are_not_too_wide() {
+    let is_wide = |line: &&str| line.trim_start().starts_with("//") && line.chars().count() > 120;
+    for (file, text) in sources() {
+        assert_eq!(text.lines().find(is_wide), None, "{file}: a comment of more than 120 columns");
+    }
 }
 
 #[test]

@@ -232,7 +232,8 @@ fn output_is_streamed_and_a_program_ends_with_its_client() {
     write(dir.path().join("notes/go"), "").unwrap();
     assert_eq!(String::from_utf8_lossy(&raw.rest()), "b\r\ndata: two\n\n\r\n0\r\n\r\n");
 
-    // A program that prints continuously is blocked by its client. It ends with its client, as does one that prints nothing.
+    // A program that prints continuously is blocked by its client. It ends with its client, as does one that prints
+    // nothing.
     let mut raw = request(&server, "GET", "/cgi/endless", "\r\n");
     raw.head();
     let silent = request(&server, "GET", "/cgi/silent", "\r\n");

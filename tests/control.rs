@@ -620,7 +620,8 @@ fn other_users_are_refused() {
     // In a place where everybody can reach the program and the socket's directory.
     let public = tempfile::tempdir().unwrap();
     let program = public.path().join("wshd");
-    // Copied by another process: a child forked by another test would keep it open for writing, and it could not be executed.
+    // Copied by another process: a child forked by another test would keep it open for writing, and it could not be
+    // executed.
     let copied = std::process::Command::new("cp").arg(env!("CARGO_BIN_EXE_wshd")).arg(&program).status();
     assert!(copied.unwrap().success());
     for path in [public.path(), &program, this.dir.path()] {

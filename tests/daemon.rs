@@ -24,8 +24,8 @@ use server::{Dir, ECHO, Server, TIMEOUT, children, is_alive, output_of, until};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_wshd");
 
-/// Answers `NAME` with the value of that variable, `bind PORT` with the result of bind(2), `file PATH` with the beginning of
-/// the file; crashes at `crash`.
+/// Answers `NAME` with the value of that variable, `bind PORT` with the result of bind(2), `file PATH` with the
+/// beginning of the file; crashes at `crash`.
 const PROBE: &str = r#"
     #include <errno.h>
     #include <netinet/in.h>
@@ -603,7 +603,8 @@ fn is_root(what: &str) -> bool {
     can
 }
 
-/// Runs the server in new namespaces, after this script. In a new network namespace only root can bind ports below 1024.
+/// Runs the server in new namespaces, after this script. In a new network namespace only root can bind ports below
+/// 1024.
 fn unshared(dir: &Dir, script: &str, args: &[&str]) -> Command {
     let mut command = Command::new("unshare");
     command.args(["-n", "-m", "sh", "-c"]).arg(format!("set -e; {script}; exec \"$@\"")).arg("sh");

@@ -538,8 +538,8 @@ fn nats_jwt(issuer: &nkeys::KeyPair, subject: &nkeys::KeyPair, kind: &str) -> St
     format!("{signed}.{}", encode(&signature))
 }
 
-/// Two servers with these credentials reach each other through a nats-server with this configuration, and one with others is
-/// refused.
+/// Two servers with these credentials reach each other through a nats-server with this configuration, and one with
+/// others is refused.
 fn nats_with_credentials(config: &str, credentials: &str, wrong: &str) {
     let engine = Engine::start_with(Kind::Nats, |dir, _| {
         let file = dir.path().join("nats.conf");

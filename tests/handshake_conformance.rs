@@ -225,8 +225,8 @@ fn only_offered_values_are_chosen() {
     assert_eq!(header(&response, "Sec-WebSocket-Extensions"), None);
 }
 
-/// The parameters of a server without preferences, of one without client context takeover (the default), and of one that
-/// sends with a window of 2^11 bytes and requests 2^12.
+/// The parameters of a server without preferences, of one without client context takeover (the default), and of one
+/// that sends with a window of 2^11 bytes and requests 2^12.
 fn servers() -> [(&'static str, Config); 3] {
     let plain = Config { client_no_context_takeover: false, ..Config::default() };
     let small = Config { server_max_window_bits: 11, client_max_window_bits: 12, ..plain.clone() };

@@ -214,9 +214,9 @@ fn an_upgrade_keeps_all_streams() {
     after.echo(stream, "when the old one has ended");
 }
 
-/// What is sent after the preface and SETTINGS, and how that ends: GOAWAY, or RST_STREAM of stream 1, with this code. An
-/// error of a stream may be treated as one of its connection (5.4.1), and the crate h2 has the unspecific PROTOCOL_ERROR (7)
-/// where it does not tell malformed frames apart.
+/// What is sent after the preface and SETTINGS, and how that ends: GOAWAY, or RST_STREAM of stream 1, with this code.
+/// An error of a stream may be treated as one of its connection (5.4.1), and the crate h2 has the unspecific
+/// PROTOCOL_ERROR (7) where it does not tell malformed frames apart.
 enum End {
     Connection(u32),
     Stream(u32),

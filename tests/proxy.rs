@@ -257,7 +257,8 @@ fn crash(server: &Server) {
 #[test]
 fn the_client_address_moves_with_the_connection() {
     let (mut server, _dir) = serve(&PROTOCOL);
-    // One is relayed, the other is the proxy's own: the bytes after its header look like a header from a trusted address.
+    // One is relayed, the other is the proxy's own: the bytes after its header look like a header from a trusted
+    // address.
     for header in [LINE, "PROXY UNKNOWN\r\n"] {
         let all = header.to_owned() + &request("/everything", "");
         let is_seen = |raw: &mut Raw, stage: usize| {

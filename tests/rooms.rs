@@ -5,8 +5,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// A room, or a file with more rights than its room, and the modules that it may use. All may use `log`, `config`, `exit`
-/// and `time`, which are values.
+/// A room, or a file with more rights than its room, and the modules that it may use. All may use `log`, `config`,
+/// `exit` and `time`, which are values.
 const ARROWS: &[(&str, &[&str])] = &[
     ("main.rs", &["cli", "ctl", "kit", "service", "supervisor", "handlers", "fleet::process"]),
     ("cli", &["proto", "ctl", "kit", "settings"]),
@@ -119,8 +119,8 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 const VALUES: [&str; 4] = ["config", "exit", "log", "time"];
 
-/// The rooms of a worker, from the top down: each may use those below it. The files beside them, which wire them and run the
-/// event loop, may use all.
+/// The rooms of a worker, from the top down: each may use those below it. The files beside them, which wire them and
+/// run the event loop, may use all.
 const WORKER: &[&str] = &[
     "process",
     "transfer",

@@ -1,5 +1,6 @@
-//! The slower tier: threads of a handler use random connections while those close, crash, move and are replaced. Messages
-//! accepted with WS_OK arrive once and in order, or their connection has ended; afterwards all counters are zero.
+//! The slower tier: threads of a handler use random connections while those close, crash, move and are replaced.
+//! Messages accepted with WS_OK arrive once and in order, or their connection has ended; afterwards all counters are
+//! zero.
 //!
 //!     STRESS_SEED=7 STRESS_SECONDS=40 cargo test --test stress -- --ignored --nocapture
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, dead_code)]

@@ -97,7 +97,8 @@ impl Walls {
         workers
     }
 
-    /// Sends a command to the hostile handler, whose worker may have to be replaced first; returns the number in its answer.
+    /// Sends a command to the hostile handler, whose worker may have to be replaced first; returns the number in its
+    /// answer.
     fn attack(&self, command: &str) -> u32 {
         let mut answer = None;
         until(&format!("the hostile handler is served, for {command}"), || {

@@ -1,5 +1,5 @@
-//! Authentication of a request by a password (RFC 7617) or a bearer token (RFC 6750, RFC 7519). It reads no files and does
-//! not block: a password with a slow hash becomes a [`Check`], which the caller runs on another thread.
+//! Authentication of a request by a password (RFC 7617) or a bearer token (RFC 6750, RFC 7519). It reads no files and
+//! does not block: a password with a slow hash becomes a [`Check`], which the caller runs on another thread.
 
 mod passwords;
 mod recent;

@@ -1,7 +1,7 @@
 //! Users and their passwords: one credential of the configuration, or the lines of an htpasswd file.
 //!
-//! Hashes are bcrypt or SHA-crypt, which are slow by design; fast ones (MD5, SHA-1, DES) and plain text are refused when the
-//! file is read. Checking an unknown user takes as long as checking a known one.
+//! Hashes are bcrypt or SHA-crypt, which are slow by design; fast ones (MD5, SHA-1, DES) and plain text are refused
+//! when the file is read. Checking an unknown user takes as long as checking a known one.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,5 +1,5 @@
-//! A cache of passwords that were verified recently, so that not every request of a client has to compute a slow hash. It
-//! holds no passwords, but a keyed hash of user, password and secret.
+//! A cache of passwords that were verified recently, so that not every request of a client has to compute a slow hash.
+//! It holds no passwords, but a keyed hash of user, password and secret.
 
 use std::collections::VecDeque;
 use std::io;

@@ -1,5 +1,5 @@
-//! Bearer tokens: JWT (RFC 7519) signed with HS256, RS256 or ES256. The key determines the algorithm; a token that names
-//! another one is refused.
+//! Bearer tokens: JWT (RFC 7519) signed with HS256, RS256 or ES256. The key determines the algorithm; a token that
+//! names another one is refused.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -80,7 +80,8 @@ impl Tokens {
         Ok(Self { key, validation, rules, digest: Sha256::digest(file).into() })
     }
 
-    /// The token of a request without one in Authorization: in a subprotocol, which a page can set, or else in the query.
+    /// The token of a request without one in Authorization: in a subprotocol, which a page can set, or else in the
+    /// query.
     pub fn find<'a>(&self, head: &'a Head) -> Option<&'a [u8]> {
         self.in_protocol(head).or_else(|| self.in_query(head))
     }
@@ -253,7 +254,8 @@ mod tests {
     use super::*;
 
     const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
-    /// Created with another library. The tokens: sub "ann", exp 2100, nbf 2023, iss "https://id.example", aud "chat", "other".
+    /// Created with another library. The tokens: sub "ann", exp 2100, nbf 2023, iss "https://id.example", aud "chat",
+    /// "other".
     const RSA: &[u8] = include_bytes!("testdata/rsa.pem");
     const RSA_PKCS1: &[u8] = include_bytes!("testdata/rsa_pkcs1.pem");
     const P256: &[u8] = include_bytes!("testdata/p256.pem");

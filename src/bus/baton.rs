@@ -8,8 +8,8 @@ use std::os::unix::fs::FileExt;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-/// Held by one process at a time, and given back by its end, however that comes. Whoever holds it can leave bytes for the
-/// next one. A process that closes another descriptor of the same file gives it back, too (fcntl_locking(2)).
+/// Held by one process at a time, and given back by its end, however that comes. Whoever holds it can leave bytes for
+/// the next one. A process that closes another descriptor of the same file gives it back, too (fcntl_locking(2)).
 #[derive(Debug)]
 pub struct Baton(File);
 

@@ -1,8 +1,8 @@
 //! Decides which worker gets which message. No socket and no clock: frames and the time in, frames out.
 //!
-//! Each message is stamped with the time at which it was accepted, and kept for a while. When a worker subscribes, it names
-//! the stamp up to which its connection has received everything, and gets the messages after it: a connection that moves
-//! misses no message and gets none twice.
+//! Each message is stamped with the time at which it was accepted, and kept for a while. When a worker subscribes, it
+//! names the stamp up to which its connection has received everything, and gets the messages after it: a connection
+//! that moves misses no message and gets none twice.
 
 mod compressed;
 mod history;
@@ -117,8 +117,8 @@ pub struct Hub {
     kept: usize,
     /// The last stamp that was given.
     stamp: u64,
-    /// Topics without subscribers and messages, and their `forgotten`. Kept for a while, since a subscriber that is moving
-    /// may have missed forgotten messages.
+    /// Topics without subscribers and messages, and their `forgotten`. Kept for a while, since a subscriber that is
+    /// moving may have missed forgotten messages.
     unused: VecDeque<(Rc<str>, u64)>,
     /// The highest `forgotten` of all topics that were removed.
     floor: u64,
@@ -346,8 +346,8 @@ impl Hub {
         }
     }
 
-    /// Reports the last stamp to workers that were sent nothing lately: otherwise a connection subscribed to a quiet topic
-    /// would seem to have missed messages when it moves.
+    /// Reports the last stamp to workers that were sent nothing lately: otherwise a connection subscribed to a quiet
+    /// topic would seem to have missed messages when it moves.
     pub fn report_passed(&mut self) {
         let queue = self.limits.queue;
         let is_behind = |worker: &&mut Worker| worker.passed < self.stamp && !worker.topics.is_empty();
@@ -376,8 +376,8 @@ impl Hub {
         self.topics.get(key).map_or(0, Topic::connections)
     }
 
-    /// The topics that may have gained their first subscriber since the last call, or lost the last one, and whether they
-    /// have any.
+    /// The topics that may have gained their first subscriber since the last call, or lost the last one, and whether
+    /// they have any.
     pub fn changed_interest(&mut self) -> impl Iterator<Item = (Rc<str>, bool)> {
         let topics = &self.topics;
         self.changed_interest.drain().map(|key| {

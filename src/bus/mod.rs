@@ -1,5 +1,6 @@
-//! The bus: a process that carries published messages between workers, and to and from an engine that connects machines.
-//! It loads no handler and trusts no worker: all input is checked, and a worker can use the scopes of its own pool only.
+//! The bus: a process that carries published messages between workers, and to and from an engine that connects
+//! machines. It loads no handler and trusts no worker: all input is checked, and a worker can use the scopes of its own
+//! pool only.
 
 pub mod baton;
 mod engine;

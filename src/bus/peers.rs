@@ -1,5 +1,5 @@
-//! The workers' connections, and the frames received on them that are not accepted yet. Frames of all workers are accepted
-//! in the order in which they were sent: a publisher may have moved from one worker to another in between.
+//! The workers' connections, and the frames received on them that are not accepted yet. Frames of all workers are
+//! accepted in the order in which they were sent: a publisher may have moved from one worker to another in between.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};

@@ -1,5 +1,5 @@
-//! Passes a request from a worker to the process that runs CGI programs: one datagram with the socket, facts, and the bytes
-//! read so far.
+//! Passes a request from a worker to the process that runs CGI programs: one datagram with the socket, facts, and the
+//! bytes read so far.
 
 use std::io;
 use std::net::SocketAddr;

@@ -1,8 +1,9 @@
-//! The process that runs CGI programs (RFC 3875): it receives requests from workers, and serves each with a thread and a
-//! program. It loads no handler, and gets no WebSocket connections.
+//! The process that runs CGI programs (RFC 3875): it receives requests from workers, and serves each with a thread and
+//! a program. It loads no handler, and gets no WebSocket connections.
 //!
-//! Bounded are the number of programs (503 beyond), and for each its time, body, output, memory and processes. A program and
-//! its descendants are killed when the client disconnects, when a timeout expires and when this process exits.
+//! Bounded are the number of programs (503 beyond), and for each its time, body, output, memory and processes. A
+//! program and its descendants are killed when the client disconnects, when a timeout expires and when this process
+//! exits.
 
 mod bounds;
 pub mod handover;

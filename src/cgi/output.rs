@@ -1,5 +1,5 @@
-//! Translates the output of a program (RFC 3875 section 6), a header and content, to an HTTP response. No process and no
-//! socket: bytes in, bytes out.
+//! Translates the output of a program (RFC 3875 section 6), a header and content, to an HTTP response. No process and
+//! no socket: bytes in, bytes out.
 
 use std::time::SystemTime;
 
@@ -36,8 +36,8 @@ pub enum Framing {
 }
 
 impl OutputHeader {
-    /// Parses the header at the beginning of the output; returns it and its size. `Ok(None)`: incomplete. The error says
-    /// what is wrong.
+    /// Parses the header at the beginning of the output; returns it and its size. `Ok(None)`: incomplete. The error
+    /// says what is wrong.
     pub fn parse(output: &[u8]) -> Result<Option<(Self, usize)>, &'static str> {
         let mut header = Self { status: 0, fields: Vec::new(), length: None };
         let mut at = 0;
@@ -138,7 +138,8 @@ impl OutputHeader {
 }
 
 impl Framing {
-    /// Appends a piece of content to `out`, without what exceeds the length. Returns how many bytes of it were appended.
+    /// Appends a piece of content to `out`, without what exceeds the length. Returns how many bytes of it were
+    /// appended.
     pub fn frame(&mut self, piece: &[u8], out: &mut Vec<u8>) -> usize {
         let mut sent = piece.len();
         match self {

@@ -13,8 +13,8 @@ use crate::proto::http1::head::Head;
 
 /// PATH of programs.
 const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
-/// Fields that get no variable HTTP_...: they concern the connection, have a variable of their own, are secret, or would be
-/// taken for a setting (HTTP_PROXY).
+/// Fields that get no variable HTTP_...: they concern the connection, have a variable of their own, are secret, or
+/// would be taken for a setting (HTTP_PROXY).
 const HIDDEN: [&str; 12] = [
     "authorization",
     "connection",
@@ -41,8 +41,8 @@ pub struct Program {
     path_info: OsString,
 }
 
-/// Whether a request is for a program: its path is one of these directories or below one. Directories are relative to the
-/// document root.
+/// Whether a request is for a program: its path is one of these directories or below one. Directories are relative to
+/// the document root.
 pub fn covers(directories: &[PathBuf], path: &str) -> bool {
     let Ok(path) = RequestPath::parse(path) else { return false };
     directory_of(directories, &path).is_some()
@@ -163,8 +163,8 @@ fn auth_type(head: &Head) -> &'static str {
     }
 }
 
-/// The variables HTTP_...; the values of a repeated field are joined. Fields with an underscore are omitted: their variable
-/// would be that of a field with a hyphen.
+/// The variables HTTP_...; the values of a repeated field are joined. Fields with an underscore are omitted: their
+/// variable would be that of a field with a hyphen.
 fn fields(head: &Head) -> Vec<(String, Vec<u8>)> {
     let mut found: Vec<(String, Vec<u8>)> = Vec::new();
     for (name, value) in (0..).map_while(|index| head.header_at(index)) {

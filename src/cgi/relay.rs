@@ -122,8 +122,8 @@ impl<'a> Relay<'a> {
         }
     }
 
-    /// Runs until the program and its process group have ended. Returns how, and what was sent, if anything. `wait` reaps the
-    /// program, which has exited or was killed.
+    /// Runs until the program and its process group have ended. Returns how, and what was sent, if anything. `wait`
+    /// reaps the program, which has exited or was killed.
     pub fn run(mut self, wait: impl FnOnce(&mut Child) -> io::Result<ExitStatus>) -> (End, Option<Sent>) {
         let begun = clock::now();
         let end = self.exchange(begun);
@@ -418,8 +418,8 @@ pub fn reply(socket: &Socket, response: Response, is_head: bool) -> Sent {
     sent
 }
 
-/// Waits for the client to close its end: closing with unread bytes would reset the connection before the client has read
-/// the response.
+/// Waits for the client to close its end: closing with unread bytes would reset the connection before the client has
+/// read the response.
 fn linger(socket: &Socket) {
     let _ = socket.shutdown(Shutdown::Write); // fails if the client has disconnected
     let until = clock::now() + LINGER;

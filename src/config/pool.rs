@@ -6,8 +6,8 @@ use nix::unistd::{Gid, Uid};
 
 use super::Config;
 
-/// A pool of workers. Number 0 is "default", which accepts connections and serves all handlers without a pool of their own;
-/// it has no limits of its own.
+/// A pool of workers. Number 0 is "default", which accepts connections and serves all handlers without a pool of their
+/// own; it has no limits of its own.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pool {
     /// Its name in titles and logs.
@@ -58,8 +58,8 @@ impl Pool {
 }
 
 impl Config {
-    /// Whether workers of a pool may move connections to those of another one. Those of the default pool may move them to all
-    /// pools, others only to pools with the same user and groups.
+    /// Whether workers of a pool may move connections to those of another one. Those of the default pool may move them
+    /// to all pools, others only to pools with the same user and groups.
     pub fn reaches(&self, from: usize, to: usize) -> bool {
         let identity = |pool: usize| self.pools.get(pool).map(|pool| (pool.user, &pool.groups));
         from == 0 || from == to || identity(from) == identity(to)

@@ -1,8 +1,8 @@
 //! Restricts processes to the files that they need, with Landlock (landlock(7)).
 //!
-//! The rights of Linux 5.13 are required: without them the server does not start. Later ones, such as truncation, are used
-//! if the kernel has them. Only files are restricted; for an untrusted handler ([`Files::of_untrusted`]) also network and
-//! signals, if the kernel can.
+//! The rights of Linux 5.13 are required: without them the server does not start. Later ones, such as truncation, are
+//! used if the kernel has them. Only files are restricted; for an untrusted handler ([`Files::of_untrusted`]) also
+//! network and signals, if the kernel can.
 
 use std::ffi::OsString;
 use std::io;

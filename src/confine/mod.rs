@@ -210,8 +210,8 @@ fn empty_bounding_set() {
     }
 }
 
-/// Removes all other capabilities from the effective, permitted, inheritable and ambient sets. If there are none, it makes no
-/// call, since a system call filter may deny that.
+/// Removes all other capabilities from the effective, permitted, inheritable and ambient sets. If there are none, it
+/// makes no call, since a system call filter may deny that.
 fn drop_capabilities(kept: CapabilitySet) -> nix::Result<()> {
     let kept = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
     let drop = || match rustix::thread::capabilities(None)? {

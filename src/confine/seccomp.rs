@@ -1,6 +1,6 @@
 //! A system call filter (seccomp(2)) that denies calls with which a process could leave its confinement, or which reach
-//! rarely used parts of the kernel. It is a deny list, since handlers may need any other call. Denied calls fail with EPERM,
-//! also in child processes.
+//! rarely used parts of the kernel. It is a deny list, since handlers may need any other call. Denied calls fail with
+//! EPERM, also in child processes.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -110,8 +110,8 @@ pub(super) fn check(config: &Config) -> Result<(), String> {
     rustix::thread::secure_computing_mode().map(drop).map_err(|error| cannot(error.to_string()))
 }
 
-/// Filters the system calls of this process and its future children, irrevocably. The last step of confinement. [worker or
-/// probe, one thread]
+/// Filters the system calls of this process and its future children, irrevocably. The last step of confinement. [worker
+/// or probe, one thread]
 pub(super) fn confine() -> io::Result<()> {
     let failed = |why: String| io::Error::other(format!("seccomp: {why}"));
     for program in programs().map_err(|error| failed(error.to_string()))? {
@@ -120,8 +120,8 @@ pub(super) fn confine() -> io::Result<()> {
     Ok(())
 }
 
-/// The two filters. The second one denies clone3(2), whose flags a filter cannot read, with ENOSYS: the C library falls back
-/// to clone(2).
+/// The two filters. The second one denies clone3(2), whose flags a filter cannot read, with ENOSYS: the C library falls
+/// back to clone(2).
 fn programs() -> Result<[BpfProgram; 2], BackendError> {
     let mut denied: BTreeMap<_, _> = DENIED.iter().flat_map(|(_, call)| names(*call)).collect();
     if let Some(bit) = X32 {

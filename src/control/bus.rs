@@ -1,4 +1,5 @@
-//! Requests that the bus carries out: it lists topics into a file in memory, and publishes a message that it is given in one.
+//! Requests that the bus carries out: it lists topics into a file in memory, and publishes a message that it is given
+//! in one.
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};

@@ -1,5 +1,5 @@
-//! Recording what the connections of a handler receive: the processes of its pool are given the socket that a client has sent,
-//! and write to it. The client ends it by leaving.
+//! Recording what the connections of a handler receive: the processes of its pool are given the socket that a client
+//! has sent, and write to it. The client ends it by leaving.
 
 use std::os::fd::{AsFd, OwnedFd};
 

@@ -71,7 +71,8 @@ pub struct Worker {
     pub pid: i32,
     /// Its pool.
     pub pool: String,
-    /// `starting`, `waiting`, `running`, `stopping`, `hung` if it does not respond, `leaving`, or `empty` without a process.
+    /// `starting`, `waiting`, `running`, `stopping`, `hung` if it does not respond, `leaving`, or `empty` without a
+    /// process.
     pub state: String,
     /// Resident memory.
     pub memory: u64,

@@ -1,5 +1,6 @@
-//! `wshd ctl record`: has a server record what the connections of a handler receive, and writes that into a file: a script that
-//! `wshd replay` and `wshd test` play. The file, its bounds and the time are here; the server only sends lines.
+//! `wshd ctl record`: has a server record what the connections of a handler receive, and writes that into a file: a
+//! script that `wshd replay` and `wshd test` play. The file, its bounds and the time are here; the server only sends
+//! lines.
 
 use std::fmt::{self, Display};
 use std::fs::File;

@@ -138,8 +138,8 @@ impl Handler {
 
 /// Flushes all stdio streams of this process.
 pub fn flush_stdio() {
-    // SAFETY: fflush(NULL) takes no pointer of ours and locks each stream. The process is about to exit, so a failed write
-    // is ignored.
+    // SAFETY: fflush(NULL) takes no pointer of ours and locks each stream. The process is about to exit, so a failed
+    // write is ignored.
     unsafe { libc::fflush(std::ptr::null_mut()) };
 }
 

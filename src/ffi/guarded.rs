@@ -1,9 +1,9 @@
 //! Guarded copies of messages, for strict hosts. A copy ends at an unmapped page and is unmapped when its callback has
-//! returned, so a handler that reads past a message, or uses it later, crashes at once. The address tells which of the two
-//! it was.
+//! returned, so a handler that reads past a message, or uses it later, crashes at once. The address tells which of the
+//! two it was.
 //!
-//! The copies lie in a part of the address space that the kernel uses last. If it is not available (39-bit address space,
-//! valgrind), handlers get the original.
+//! The copies lie in a part of the address space that the kernel uses last. If it is not available (39-bit address
+//! space, valgrind), handlers get the original.
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
@@ -64,7 +64,8 @@ impl GuardedCopy {
     }
 }
 
-/// Maps a copy of the message for the handler on this thread, until the next call or [`unmap`]. None if that is not possible.
+/// Maps a copy of the message for the handler on this thread, until the next call or [`unmap`]. None if that is not
+/// possible.
 pub fn map(terminated: &[u8]) -> Option<*const u8> {
     unmap();
     let (copy, data) = GuardedCopy::of(terminated)?;

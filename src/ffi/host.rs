@@ -146,8 +146,8 @@ impl User {
     }
 }
 
-/// A release function of a handler, called exactly once: when this is dropped, or, on threads with [`defer_releases`], by
-/// [`run_releases`].
+/// A release function of a handler, called exactly once: when this is dropped, or, on threads with [`defer_releases`],
+/// by [`run_releases`].
 pub struct Release {
     pub(super) function: Option<unsafe extern "C" fn(*mut c_void)>,
     pub(super) arg: *mut c_void,
@@ -180,8 +180,8 @@ thread_local! {
     static HAS_DEFERRED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// From now on releases on this thread wait for [`run_releases`]: the function may call the host, whose data may be in use
-/// where the value is dropped.
+/// From now on releases on this thread wait for [`run_releases`]: the function may call the host, whose data may be in
+/// use where the value is dropped.
 pub fn defer_releases() {
     DEFERRED.set(Some(Vec::new()));
 }

@@ -1,6 +1,6 @@
-//! The one room for plugin FFI: loading a plugin ([`plugin`]), calling it ([`call`]), the functions that it calls ([`host`])
-//! and from where it may ([`place`]). The mirror of the header is [`ws_handler::raw`]. The caller of `load` says where a
-//! plugin's log lines go.
+//! The one room for plugin FFI: loading a plugin ([`plugin`]), calling it ([`call`]), the functions that it calls
+//! ([`host`]) and from where it may ([`place`]). The mirror of the header is [`ws_handler::raw`]. The caller of `load`
+//! says where a plugin's log lines go.
 
 pub mod call;
 mod decode;

@@ -1,5 +1,5 @@
-//! The place of a thread: the callback and connection that it is in, and its host. Reports functions that are called from
-//! a place that their tag in `ws_handler.h` does not allow.
+//! The place of a thread: the callback and connection that it is in, and its host. Reports functions that are called
+//! from a place that their tag in `ws_handler.h` does not allow.
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
@@ -267,7 +267,8 @@ pub fn is_strict() -> bool {
     STRICT.load(Ordering::Relaxed)
 }
 
-/// Logs that a callback has broken the contract. A strict host then aborts, so that the error is found where it is made.
+/// Logs that a callback has broken the contract. A strict host then aborts, so that the error is found where it is
+/// made.
 pub fn breach_of_contract(callback: Callback, conn: ws_conn, what: std::fmt::Arguments<'_>) {
     let name = WORKER.get().map_or("a handler".to_owned(), |worker| worker.handler_name(conn));
     // If it aborts, the crash is attributed to that callback.

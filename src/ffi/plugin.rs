@@ -1,5 +1,5 @@
-//! Loading a plugin: dlopen, the entry function, and the checks of its table. Runs code of the plugin, so only workers and
-//! probes call it, never the supervisor. Nothing is ever unloaded.
+//! Loading a plugin: dlopen, the entry function, and the checks of its table. Runs code of the plugin, so only workers
+//! and probes call it, never the supervisor. Nothing is ever unloaded.
 
 #![allow(unsafe_code)]
 
@@ -13,7 +13,8 @@ use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use serde::{Deserialize, Serialize};
 use ws_handler::raw;
 
-/// Writes a log line of a handler: its name, the level (`WS_LOG_*`), the connection or 0, the text. Called on any thread.
+/// Writes a log line of a handler: its name, the level (`WS_LOG_*`), the connection or 0, the text. Called on any
+/// thread.
 pub type Log = Box<dyn Fn(&str, u32, raw::ws_conn, &str) + Send + Sync>;
 
 /// The host's side of a handler that is loaded.
@@ -114,8 +115,8 @@ pub enum LoadError {
     Protocols(String),
 }
 
-/// Loads the handler in `path` into this process. Runs the plugin's constructors and its entry function. The object stays
-/// loaded even on an error.
+/// Loads the handler in `path` into this process. Runs the plugin's constructors and its entry function. The object
+/// stays loaded even on an error.
 pub fn load(path: &Path, given: LoadOptions) -> Result<Plugin, LoadError> {
     let path = path.canonicalize()?; // dlopen would search for a name without a slash
     check_magic(&path)?;

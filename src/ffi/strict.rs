@@ -1,5 +1,5 @@
-//! Checks of a strict host: warnings about calls that break no rule but have no effect, and calls that fail on purpose, to
-//! test a handler's error handling. Without `strict_abi` nothing here has an effect.
+//! Checks of a strict host: warnings about calls that break no rule but have no effect, and calls that fail on purpose,
+//! to test a handler's error handling. Without `strict_abi` nothing here has an effect.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -43,7 +43,8 @@ pub(super) fn note_breach(what: std::fmt::Arguments<'_>) {
     }
 }
 
-/// The Close frame for the connection whose callback broke the contract, with the breach as its reason. Async-signal-safe.
+/// The Close frame for the connection whose callback broke the contract, with the breach as its reason.
+/// Async-signal-safe.
 pub fn breach_close() -> Option<&'static [u8]> {
     BREACH_CLOSE.get().map(Vec::as_slice)
 }

@@ -10,7 +10,8 @@ use super::place::{AnyThread, place};
 use super::strict::{checked, fails};
 use super::table::number_of;
 
-/// Answers the calls on any thread. Handlers are identified by number. Results are those of the functions in `ws_handler.h`.
+/// Answers the calls on any thread. Handlers are identified by number. Results are those of the functions in
+/// `ws_handler.h`.
 pub trait Topics: Sync {
     /// Subscribes a connection.
     fn subscribe(&self, conn: ws_conn, topic: &[u8], flags: u32) -> i32;

@@ -1,5 +1,5 @@
-//! The gateway: terminates TLS and HTTP/2, and relays the content to the workers. It holds the keys, loads no handler, and
-//! passes to workers only plain bytes and facts about the connection.
+//! The gateway: terminates TLS and HTTP/2, and relays the content to the workers. It holds the keys, loads no handler,
+//! and passes to workers only plain bytes and facts about the connection.
 
 mod certificate;
 mod http2;
@@ -84,8 +84,8 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Reads keys and certificates; the error says what is wrong with them. From here on, no process of the same user can
-    /// read this one's memory.
+    /// Reads keys and certificates; the error says what is wrong with them. From here on, no process of the same user
+    /// can read this one's memory.
     pub fn load(start: Start) -> Result<Self, String> {
         set_dumpable(false).map_err(|error| format!("prctl: {error}"))?;
         let Start { config, listeners, queue, counters, salt } = start;

@@ -1,5 +1,5 @@
-//! The sending end of the queue of connections for workers. A connection is one end of a socket pair, or the peer's socket
-//! itself, with the facts about it. If the queue is full, it waits for a bounded time.
+//! The sending end of the queue of connections for workers. A connection is one end of a socket pair, or the peer's
+//! socket itself, with the facts about it. If the queue is full, it waits for a bounded time.
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,8 +17,8 @@ use crate::fleet::sockets::gateway_queue::Preamble;
 
 /// How long a connection may wait for room in the queue.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Delay before another attempt when too many descriptors are in flight (unix(7), ETOOMANYREFS): no event reports the end
-/// of that.
+/// Delay before another attempt when too many descriptors are in flight (unix(7), ETOOMANYREFS): no event reports the
+/// end of that.
 const RETRY_AFTER: Duration = Duration::from_millis(20);
 
 /// The sending end.

@@ -1,8 +1,8 @@
-//! Relays between a TLS connection and a worker. Each direction reads what is available, writes it at once, and reads no
-//! more until that is written: memory is bounded, and an idle connection holds none.
+//! Relays between a TLS connection and a worker. Each direction reads what is available, writes it at once, and reads
+//! no more until that is written: memory is bounded, and an idle connection holds none.
 //!
-//! The worker sees the same as of a plain connection: close_notify and FIN end the stream, a TLS error or a reset closes the
-//! pair. When the worker ends its stream, the peer gets close_notify and FIN.
+//! The worker sees the same as of a plain connection: close_notify and FIN end the stream, a TLS error or a reset
+//! closes the pair. When the worker ends its stream, the peer gets close_notify and FIN.
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};

@@ -1,4 +1,5 @@
-//! What all connections of a gateway share, and how each begins: PROXY header, handshake, then a connection to a worker.
+//! What all connections of a gateway share, and how each begins: PROXY header, handshake, then a connection to a
+//! worker.
 
 use std::collections::BTreeMap;
 use std::io;

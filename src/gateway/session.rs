@@ -40,8 +40,8 @@ impl Session {
         &self.unread
     }
 
-    /// Decrypts `received`, which begins with room for [`unread`](Self::unread), and appends the content to `plain`. After
-    /// an error, the alert is unsent.
+    /// Decrypts `received`, which begins with room for [`unread`](Self::unread), and appends the content to `plain`.
+    /// After an error, the alert is unsent.
     pub fn receive(&mut self, mut received: &mut [u8], plain: &mut Vec<u8>) -> Result<(), rustls::Error> {
         let unread = std::mem::take(&mut self.unread);
         if let Some(front) = received.get_mut(..unread.len()) {

@@ -77,7 +77,8 @@ impl Socket {
         }
     }
 
-    /// Peeks at the received bytes until `enough` returns a result; `None` at the end of the stream, or if `buffer` is full.
+    /// Peeks at the received bytes until `enough` returns a result; `None` at the end of the stream, or if `buffer` is
+    /// full.
     pub async fn peek<R>(
         &self,
         buffer: &mut [u8],

@@ -1,6 +1,7 @@
-//! Session tickets (RFC 8446 section 4.6.1, RFC 5077) that all gateways of this server accept. Their keys are derived from
-//! the private keys, which only gateways have, and a random salt of the running server: no ticket key has to be shared, and
-//! the private keys alone do not decrypt old tickets. A key encrypts for 12 hours, and decrypts for another 12.
+//! Session tickets (RFC 8446 section 4.6.1, RFC 5077) that all gateways of this server accept. Their keys are derived
+//! from the private keys, which only gateways have, and a random salt of the running server: no ticket key has to be
+//! shared, and the private keys alone do not decrypt old tickets. A key encrypts for 12 hours, and decrypts for another
+//! 12.
 
 use std::time::SystemTime;
 

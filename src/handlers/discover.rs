@@ -2,7 +2,8 @@
 //! named; the caller decides whether that is an error.
 //!
 //! Waits for the file system and for the probes, so a process that serves has a child do it. The scan reads at most
-//! [`MAX_ENTRIES`](scan::MAX_ENTRIES) names and looks at the metadata of at most [`MAX_HANDLERS`](scan::MAX_HANDLERS) files.
+//! [`MAX_ENTRIES`](scan::MAX_ENTRIES) names and looks at the metadata of at most [`MAX_HANDLERS`](scan::MAX_HANDLERS)
+//! files.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -38,8 +39,8 @@ pub enum DiscoverError {
     },
 }
 
-/// Finds all handlers and probes those that are not among the ones that are `known`. Returns the routes and what was left
-/// out. Asks in between whether to go on.
+/// Finds all handlers and probes those that are not among the ones that are `known`. Returns the routes and what was
+/// left out. Asks in between whether to go on.
 pub fn discover(
     config: &Config,
     known: &Routes,
@@ -114,8 +115,8 @@ pub fn discover_by(
     Ok((routes, faults))
 }
 
-/// Why a reload that finds these faults is refused. With strict handlers any of them is a reason; without, only those that
-/// were not there before: what was broken may stay so.
+/// Why a reload that finds these faults is refused. With strict handlers any of them is a reason; without, only those
+/// that were not there before: what was broken may stay so.
 pub fn refusal(faults: &[String], before: &[String], strict: bool) -> Option<String> {
     let mut reasons = faults.iter().filter(|fault| strict || !before.contains(fault));
     let first = reasons.next()?;

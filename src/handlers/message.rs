@@ -1,9 +1,10 @@
 //! What a probe is asked and what it answers: JSON, a line for each answer. Knows no process and no descriptor.
 //!
 //! An answer is read like a stranger's: the code of the plugin ran in the process that it comes from. Every line must
-//! begin with the nonce of the question, a number that was in no descriptor and no argument while the plugin was loaded.
-//! So what a plugin writes into descriptors that are not its own is never taken for an answer, and is named as what it
-//! is. A plugin that looks for the nonce in the memory of its process can lie, about itself only: as it could in its table.
+//! begin with the nonce of the question, a number that was in no descriptor and no argument while the plugin was
+//! loaded. So what a plugin writes into descriptors that are not its own is never taken for an answer, and is named as
+//! what it is. A plugin that looks for the nonce in the memory of its process can lie, about itself only: as it could
+//! in its table.
 
 use std::ffi::OsString;
 

@@ -1,5 +1,5 @@
-//! Handlers before they are served: found in a directory, probed by a program that loads them, and given their resources.
-//! Loads nothing into a process that serves.
+//! Handlers before they are served: found in a directory, probed by a program that loads them, and given their
+//! resources. Loads nothing into a process that serves.
 
 pub mod alias;
 pub mod discover;

@@ -1,5 +1,5 @@
-//! One probe: a process that loads a plugin, from the question to its end, seen from the process that asks. Nothing here
-//! waits: whoever waits for the descriptors and the deadline says when to go on.
+//! One probe: a process that loads a plugin, from the question to its end, seen from the process that asks. Nothing
+//! here waits: whoever waits for the descriptors and the deadline says when to go on.
 
 use std::io::{self, PipeReader, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -21,7 +21,8 @@ use crate::time::Instant;
 pub const LIMIT: Duration = Duration::from_secs(5);
 /// The same under valgrind.
 const SLOW_LIMIT: Duration = Duration::from_secs(60);
-/// The time from SIGKILL until a probe is given up: it hangs in the kernel, such as in a file system that does not answer.
+/// The time from SIGKILL until a probe is given up: it hangs in the kernel, such as in a file system that does not
+/// answer.
 const GIVE_UP: Duration = Duration::from_secs(2);
 /// What is kept of standard error, from its beginning; bytes.
 const LONGEST_LOG: usize = 4 * 1024;
@@ -193,7 +194,8 @@ impl Probe {
         Report { log, ..self.report }
     }
 
-    /// Reads what has come, and sees to the deadline and the end of the process; whether there is nothing left to wait for.
+    /// Reads what has come, and sees to the deadline and the end of the process; whether there is nothing left to wait
+    /// for.
     pub fn step(&mut self, now: Instant) -> bool {
         match self.process.try_wait() {
             Ok(None) => {}

@@ -12,19 +12,20 @@ use crate::fleet::process::proc::is_under_valgrind;
 
 /// At least as many run at a time: plugins that hang use no processor.
 const AT_LEAST: usize = 8;
-/// How often ended processes are looked for (ms): one whose pipes have been inherited by another is not noticed otherwise.
+/// How often ended processes are looked for (ms): one whose pipes have been inherited by another is not noticed
+/// otherwise.
 const LOOK: u64 = 20;
 
-/// This executable as it runs, also if its file has been replaced or removed; under valgrind, which is what runs there, the
-/// file.
+/// This executable as it runs, also if its file has been replaced or removed; under valgrind, which is what runs there,
+/// the file.
 pub fn own() -> PathBuf {
     let own = PathBuf::from("/proc/self/exe");
     if is_under_valgrind() { own.read_link().unwrap_or(own) } else { own }
 }
 
-/// Has `program`, which is this executable, probe plugins; the reports are in the order of the requests. Waits until all is
-/// known: at most [`LIMIT`](super::probe::LIMIT) and a little for each so many as run at a time. Asks in between whether
-/// to go on; if not, what runs is killed, and there is no report.
+/// Has `program`, which is this executable, probe plugins; the reports are in the order of the requests. Waits until
+/// all is known: at most [`LIMIT`](super::probe::LIMIT) and a little for each so many as run at a time. Asks in between
+/// whether to go on; if not, what runs is killed, and there is no report.
 pub fn probe(program: &Path, requests: Vec<Request>, go_on: &dyn Fn() -> bool) -> Option<Vec<Report>> {
     let at_a_time = std::thread::available_parallelism().map_or(1, NonZeroUsize::get).max(AT_LEAST);
     let mut reports: Vec<Report> = requests.iter().map(|_| Report::default()).collect();

@@ -1,6 +1,6 @@
 //! The program that loads a plugin to learn what it offers: this executable, called by another name. It begins with a
-//! question on standard input, a pipe for the answer as standard output and one for the log as standard error, and nothing
-//! else of the process that asks. Whatever the plugin's constructors do is done to this process only.
+//! question on standard input, a pipe for the answer as standard output and one for the log as standard error, and
+//! nothing else of the process that asks. Whatever the plugin's constructors do is done to this process only.
 
 #![allow(unsafe_code)]
 

@@ -1,5 +1,5 @@
-//! The console page: a WebSocket client for browsers, in one file. Its Content-Security-Policy allows only its own script
-//! and connections to this server.
+//! The console page: a WebSocket client for browsers, in one file. Its Content-Security-Policy allows only its own
+//! script and connections to this server.
 
 use std::borrow::Cow;
 use std::time::SystemTime;

@@ -1,4 +1,5 @@
-//! Static files below the document root: regular files only, no directory listings, and no symbolic links out of the root.
+//! Static files below the document root: regular files only, no directory listings, and no symbolic links out of the
+//! root.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
@@ -31,8 +32,8 @@ pub struct Root {
 
 #[derive(Clone, Copy)]
 enum Lookup {
-    /// With openat2 (Linux 5.6), which refuses paths out of the root. Symbolic links within it are followed, absolute ones
-    /// are refused.
+    /// With openat2 (Linux 5.6), which refuses paths out of the root. Symbolic links within it are followed, absolute
+    /// ones are refused.
     Beneath,
     /// Without openat2: component by component; no symbolic links are followed.
     NoLinks,

@@ -1,7 +1,7 @@
 //! Plain HTTP: static files, the console page, and all responses except 101.
 //!
-//! A request head goes in, a response comes out. No socket; it blocks on the local file system only. Only GET and HEAD are
-//! served, without request bodies and persistent connections: each response has `Connection: close`.
+//! A request head goes in, a response comes out. No socket; it blocks on the local file system only. Only GET and HEAD
+//! are served, without request bodies and persistent connections: each response has `Connection: close`.
 
 mod conditional;
 mod console;
@@ -38,8 +38,8 @@ pub struct Site {
 }
 
 impl Site {
-    /// `root` is the document root, if files are to be served; `resources` are those that the console page offers. Fails if
-    /// `root` cannot be opened as a directory; it is held open, so it may be renamed later.
+    /// `root` is the document root, if files are to be served; `resources` are those that the console page offers.
+    /// Fails if `root` cannot be opened as a directory; it is held open, so it may be renamed later.
     pub fn new(root: Option<PathBuf>, resources: &[Resource]) -> io::Result<Self> {
         let root = root.map(|path| file::Root::open(&path)).transpose()?;
         Ok(Self { root, console: Console::new(resources) })
@@ -47,8 +47,8 @@ impl Site {
 
     /// Responds to a request that is not a WebSocket handshake. `now` is the date of the response.
     ///
-    /// First, if `console`, the built-in page `/console.html`, then the handlers' resources (426; `is_resource`: the path is
-    /// one), then files. Without a document root, `/` is redirected to the console.
+    /// First, if `console`, the built-in page `/console.html`, then the handlers' resources (426; `is_resource`: the
+    /// path is one), then files. Without a document root, `/` is redirected to the console.
     pub fn serve(&self, head: &Head, is_resource: bool, console: bool, now: SystemTime) -> Response {
         match head.method() {
             "GET" => self.get(head, is_resource, console, now),

@@ -1,7 +1,7 @@
 //! Translates the path of a request to the name of a file below the document root.
 //!
-//! It is split first and each component decoded once, so that a decoded slash is not a separator. Hidden files, `.`, `..`
-//! and handlers are refused.
+//! It is split first and each component decoded once, so that a decoded slash is not a separator. Hidden files, `.`,
+//! `..` and handlers are refused.
 
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};

@@ -1,5 +1,5 @@
-//! Range requests (RFC 9110 14), with one range of bytes. A header that is malformed, has another unit or several ranges is
-//! ignored, as RFC 9110 14.2 allows.
+//! Range requests (RFC 9110 14), with one range of bytes. A header that is malformed, has another unit or several
+//! ranges is ignored, as RFC 9110 14.2 allows.
 
 /// What to send.
 #[derive(Debug, PartialEq, Eq)]

@@ -162,8 +162,8 @@ fn head(now: SystemTime, status: u16, fields: &[(&str, &str)], length: Option<u6
     head
 }
 
-/// Whether the response to this request, which may be malformed or incomplete, may have content: not if the method is, or
-/// may become, HEAD.
+/// Whether the response to this request, which may be malformed or incomplete, may have content: not if the method is,
+/// or may become, HEAD.
 pub fn takes_content(request: &[u8]) -> bool {
     let mut method = request.iter().skip_while(|byte| matches!(byte, b'\r' | b'\n'));
     b"HEAD ".iter().any(|expected| method.next().is_some_and(|byte| byte != expected))

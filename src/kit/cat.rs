@@ -1,5 +1,5 @@
-//! `wshd cat URL`: sends standard input to a WebSocket server, and prints its messages to standard output. One thread waits
-//! for both. While the server accepts no more, standard input is not read.
+//! `wshd cat URL`: sends standard input to a WebSocket server, and prints its messages to standard output. One thread
+//! waits for both. While the server accepts no more, standard input is not read.
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;

@@ -1,5 +1,5 @@
-//! Opens connections as a WebSocket client: URL, TCP, TLS, opening handshake. tungstenite implements the protocol, rustls
-//! TLS, and [`Filter`] compression.
+//! Opens connections as a WebSocket client: URL, TCP, TLS, opening handshake. tungstenite implements the protocol,
+//! rustls TLS, and [`Filter`] compression.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};

@@ -1,5 +1,5 @@
-//! permessage-deflate (RFC 7692) between tungstenite, which does not support it, and the socket: inflates the frames that
-//! are read and compresses those that are written.
+//! permessage-deflate (RFC 7692) between tungstenite, which does not support it, and the socket: inflates the frames
+//! that are read and compresses those that are written.
 
 use std::io::{self, Cursor, Read, Write};
 
@@ -226,7 +226,8 @@ mod tests {
 
     #[test]
     fn compressed_messages_become_plain_wherever_they_are_cut() {
-        // RFC 7692 7.2.3: one fragment, two with a Ping between, the last message again (7.2.3.2), and one uncompressed.
+        // RFC 7692 7.2.3: one fragment, two with a Ping between, the last message again (7.2.3.2), and one
+        // uncompressed.
         let frames = [
             b"\xc1\x07\xf2\x48\xcd\xc9\xc9\x07\x00".as_slice(),
             b"\x41\x03\xf2\x00\x11\x89\x01p\x80\x03\x00\x00\x00",

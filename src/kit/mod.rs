@@ -1,5 +1,5 @@
-//! Commands for authors of handlers. They start their own servers, workers ([`host`]), compilers and clients, and do not
-//! use a running server.
+//! Commands for authors of handlers. They start their own servers, workers ([`host`]), compilers and clients, and do
+//! not use a running server.
 
 pub mod bench;
 pub mod cat;

@@ -1,5 +1,5 @@
-//! Formats an event as one line or datagram: text, JSON, syslog, journal. No I/O. Whatever an event contains, the result
-//! is one line of bounded length.
+//! Formats an event as one line or datagram: text, JSON, syslog, journal. No I/O. Whatever an event contains, the
+//! result is one line of bounded length.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;

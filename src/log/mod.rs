@@ -1,7 +1,7 @@
-//! The log and the access log: one line per event, in one write, so that lines of several processes do not mix. A sink of
-//! the `log` crate. It keeps no buffer, so that nothing is lost when a process dies, and never blocks, so that neither a
-//! full disk nor a slow reader delays the server: lines that cannot be written are counted, and the next line that can be
-//! written reports how many.
+//! The log and the access log: one line per event, in one write, so that lines of several processes do not mix. A sink
+//! of the `log` crate. It keeps no buffer, so that nothing is lost when a process dies, and never blocks, so that
+//! neither a full disk nor a slow reader delays the server: lines that cannot be written are counted, and the next line
+//! that can be written reports how many.
 
 mod access;
 mod files;
@@ -212,8 +212,8 @@ pub fn replace(kind: LogKind, fd: OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Sends lines to the supervisor over this socket from now on, and closes the files and sockets of the log. [worker of a
-/// pool with its own user]
+/// Sends lines to the supervisor over this socket from now on, and closes the files and sockets of the log. [worker of
+/// a pool with its own user]
 pub fn relay(socket: OwnedFd) -> io::Result<()> {
     let relay = Relay::new(socket, LogKind::Main);
     let relayed = with_logger(|logger| {

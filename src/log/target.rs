@@ -1,5 +1,5 @@
-//! Where log lines go: a descriptor, or the socket of a log daemon. Never blocks and keeps no buffer: a line that cannot
-//! be written at once is lost, and the caller learns it.
+//! Where log lines go: a descriptor, or the socket of a log daemon. Never blocks and keeps no buffer: a line that
+//! cannot be written at once is lost, and the caller learns it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
@@ -127,7 +127,8 @@ impl Target {
 }
 
 impl Daemon {
-    /// Connects to a daemon that was restarted. All processes share the socket: it suffices that one can reach its path.
+    /// Connects to a daemon that was restarted. All processes share the socket: it suffices that one can reach its
+    /// path.
     pub fn reconnect(&self) -> io::Result<()> {
         let named =
             |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", self.path.display()));

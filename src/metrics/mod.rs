@@ -1,5 +1,5 @@
-//! The process that serves metrics as OpenMetrics or Prometheus text. It reads shared memory and /proc only. It loads no
-//! handler and asks no worker, so it responds even if they hang or crash.
+//! The process that serves metrics as OpenMetrics or Prometheus text. It reads shared memory and /proc only. It loads
+//! no handler and asks no worker, so it responds even if they hang or crash.
 
 mod bus;
 mod families;

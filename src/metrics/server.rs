@@ -80,8 +80,8 @@ pub fn serve(
     Ok(())
 }
 
-/// Waits for events or the next deadline. Returns whether there is a command, the listeners with a new connection, and which
-/// clients are ready.
+/// Waits for events or the next deadline. Returns whether there is a command, the listeners with a new connection, and
+/// which clients are ready.
 fn wait<'a>(
     channel: &Channel,
     listeners: &'a [Arc<Listener>],

@@ -1,4 +1,5 @@
-//! The text formats OpenMetrics 1.0 and Prometheus 0.0.4, which differ in the names of families and in the end of the text.
+//! The text formats OpenMetrics 1.0 and Prometheus 0.0.4, which differ in the names of families and in the end of the
+//! text.
 
 use std::fmt::{Display, Write};
 

@@ -5,8 +5,8 @@ use super::http1::field::is_token;
 use super::http1::head::{HeadLimits, Parsed, parse};
 use super::ws::{connection, deflate::negotiate as deflate, extension, handshake};
 
-/// The first three octets choose settings and cuts, the rest is what the client sends. A request is refused with a status
-/// of its own, or answered with 101 that a client can read; for what follows it see [`connection::fuzz`].
+/// The first three octets choose settings and cuts, the rest is what the client sends. A request is refused with a
+/// status of its own, or answered with 101 that a client can read; for what follows it see [`connection::fuzz`].
 pub fn stream(data: &[u8]) {
     let [settings, step, seed, stream @ ..] = data else { return };
     let limits = HeadLimits { bytes: 4096, headers: 32 };

@@ -126,8 +126,8 @@ impl Daemon {
     }
 }
 
-/// Leaves the session and the directory. Returns in the daemon; the process that was called waits to be told how it goes,
-/// and ends.
+/// Leaves the session and the directory. Returns in the daemon; the process that was called waits to be told how it
+/// goes, and ends.
 fn detach() -> io::Result<File> {
     let (from_daemon, to_caller) = pipe2(OFlag::O_CLOEXEC)?;
     // SAFETY: this process has one thread, so the child may do whatever a process may do.

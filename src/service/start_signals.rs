@@ -1,10 +1,10 @@
 //! Signals that end the server while it starts, before its loop reads them: the start is given up and cleaned up, then
 //! the process ends by the signal, as a program does that does not handle it.
 //!
-//! The three ways to handle signals here, and why: until the loop runs, signal-hook sets a flag and interrupts what waits,
-//! which is all that is needed; the loop of a supervisor or worker reads a signalfd, one more descriptor to wait for; a
-//! crash is handled with sigaction itself (`worker::crash`), as it has to run on the thread that crashed, on a stack of its
-//! own.
+//! The three ways to handle signals here, and why: until the loop runs, signal-hook sets a flag and interrupts what
+//! waits, which is all that is needed; the loop of a supervisor or worker reads a signalfd, one more descriptor to wait
+//! for; a crash is handled with sigaction itself (`worker::crash`), as it has to run on the thread that crashed, on a
+//! stack of its own.
 
 #![allow(unsafe_code)]
 

@@ -16,8 +16,8 @@ pub struct Account {
     groups: Vec<Gid>,
 }
 
-/// The user and groups of a process for which this user, this group or both are configured: that group only, otherwise all
-/// groups of the user. No groups: those of the server.
+/// The user and groups of a process for which this user, this group or both are configured: that group only, otherwise
+/// all groups of the user. No groups: those of the server.
 pub fn identity(user: Option<Account>, group: Option<Gid>) -> Result<(Option<Uid>, Vec<Gid>), String> {
     match (user, group) {
         (Some(Account { uid, groups }), None) if groups.is_empty() => {

@@ -1,5 +1,5 @@
-//! Resolves the authentication settings of the server or of a handler to a policy. Reads the named files, with the privileges
-//! of the supervisor.
+//! Resolves the authentication settings of the server or of a handler to a policy. Reads the named files, with the
+//! privileges of the supervisor.
 
 use std::path::{Path, PathBuf};
 

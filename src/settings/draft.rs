@@ -1,5 +1,5 @@
-//! The target of the assignments in the table. Most settings are assigned to a field of the configuration; the others are
-//! collected here, and `resolve` combines them.
+//! The target of the assignments in the table. Most settings are assigned to a field of the configuration; the others
+//! are collected here, and `resolve` combines them.
 
 use std::path::PathBuf;
 
@@ -10,8 +10,8 @@ use super::value::Host;
 use super::{authentication, bus, tls};
 use crate::config::{Cgi, Config, HandlerSettings, Listen, ListenerSettings, Pool, Processes};
 
-/// The settings of a scope: of the server, or of one handler, pool or listener. The fields marked "any" are those of the
-/// scope; in a handler, pool or listener they default to the server's.
+/// The settings of a scope: of the server, or of one handler, pool or listener. The fields marked "any" are those of
+/// the scope; in a handler, pool or listener they default to the server's.
 #[derive(Clone, Debug, Default)]
 pub struct Draft {
     /// Server: settings that can be assigned directly.

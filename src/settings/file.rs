@@ -1,5 +1,5 @@
-//! Parses configuration files: TOML, with the location of each key. The table says which keys there are; an error has file,
-//! line, key and what was expected.
+//! Parses configuration files: TOML, with the location of each key. The table says which keys there are; an error has
+//! file, line, key and what was expected.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};

@@ -72,8 +72,8 @@ fn included(file: &File, document: &DeTable<'_>) -> Result<Option<GivenValue>, E
     Ok(values.get(KEY).cloned())
 }
 
-/// The files that match a pattern, relative to the directory of the including file. A name without wildcards is returned
-/// whether it exists or not.
+/// The files that match a pattern, relative to the directory of the including file. A name without wildcards is
+/// returned whether it exists or not.
 fn matching(by: &Path, pattern: &str) -> Result<Vec<PathBuf>, String> {
     let path = by.parent().unwrap_or(Path::new("")).join(pattern);
     if !pattern.contains(['*', '?', '[']) {

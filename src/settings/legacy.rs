@@ -1,5 +1,5 @@
-//! Compatibility with mod_pywebsocket: options that are ignored, with advice what to use instead, and its configuration file,
-//! whose entries are read like options.
+//! Compatibility with mod_pywebsocket: options that are ignored, with advice what to use instead, and its configuration
+//! file, whose entries are read like options.
 
 use std::path::Path;
 

@@ -14,7 +14,8 @@ const KEY: &str = "listener";
 /// The key whose default does not apply if there are such tables.
 pub const HOSTS: &str = "server_host";
 
-/// Reads the tables of all files into the configuration. With any, the server listens on `server_host` only if it is given.
+/// Reads the tables of all files into the configuration. With any, the server listens on `server_host` only if it is
+/// given.
 pub fn read(
     documents: &[(&File, DeTable<'_>)],
     server: &Draft,

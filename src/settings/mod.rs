@@ -1,12 +1,13 @@
 //! The one table of settings. It feeds the command line, `-o`, the configuration file, `--help`, `wshd config` and the
 //! generated parts of wshd(8) and wshd.conf(5).
 //!
-//! To add a setting, add one entry to a file of [`table`]. Its `kind` holds its type, its range and the function that assigns
-//! it to a field of [`Config`](crate::config::Config) (or of [`HandlerSettings`](crate::config::HandlerSettings) or `Pool`);
-//! if it depends on others, to a field of [`Draft`], which [`resolve`] turns into a `Config`. Its `scopes` are the tables of
-//! the file that may have it; if they include the server and the handler, the server's value is the default for handlers.
-//! With `Flag::No` it is a key of the file, and `-o NAME=VALUE` on the command line. Then
-//! `UPDATE_MANUALS=1 cargo test --test manuals` writes it into the manual pages.
+//! To add a setting, add one entry to a file of [`table`]. Its `kind` holds its type, its range and the function that
+//! assigns it to a field of [`Config`](crate::config::Config) (or of
+//! [`HandlerSettings`](crate::config::HandlerSettings) or `Pool`); if it depends on others, to a field of [`Draft`],
+//! which [`resolve`] turns into a `Config`. Its `scopes` are the tables of the file that may have it; if they include
+//! the server and the handler, the server's value is the default for handlers. With `Flag::No` it is a key of the file,
+//! and `-o NAME=VALUE` on the command line. Then `UPDATE_MANUALS=1 cargo test --test manuals` writes it into the manual
+//! pages.
 
 pub mod account;
 pub mod authentication;

@@ -1,6 +1,6 @@
-//! Queries of the system that settings need: files, directories, users and groups. A disk or a name server may be slow, so a
-//! child of the supervisor makes them and records the answers; the supervisor then resolves the same settings with these
-//! answers, without blocking.
+//! Queries of the system that settings need: files, directories, users and groups. A disk or a name server may be slow,
+//! so a child of the supervisor makes them and records the answers; the supervisor then resolves the same settings with
+//! these answers, without blocking.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

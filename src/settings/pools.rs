@@ -1,5 +1,5 @@
-//! The tables `[handler."/RESOURCE"]` and `[pool.NAME]` of the configuration file: which pool serves which resource, the
-//! limits of pools, and the handlers' own settings.
+//! The tables `[handler."/RESOURCE"]` and `[pool.NAME]` of the configuration file: which pool serves which resource,
+//! the limits of pools, and the handlers' own settings.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

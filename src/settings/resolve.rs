@@ -26,8 +26,8 @@ const SAME: &str = "-";
 /// A file that workers need in their root directory.
 const PROC: &str = "proc/self/maps";
 
-/// The configuration of a command line and the file that it names, and its printable form. `exe_dir` is the directory of
-/// the program, for the default of the handler directory.
+/// The configuration of a command line and the file that it names, and its printable form. `exe_dir` is the directory
+/// of the program, for the default of the handler directory.
 pub fn load(
     line: Values,
     file: Option<&Path>,
@@ -63,8 +63,8 @@ pub fn load(
     Ok((config, effective))
 }
 
-/// Assigns the given values, and defaults for the others. In a table, a setting that the server has, too, keeps the value
-/// in the draft, which is the server's.
+/// Assigns the given values, and defaults for the others. In a table, a setting that the server has, too, keeps the
+/// value in the draft, which is the server's.
 pub fn assign(given: &Values, scope: Scope, draft: &mut Draft) -> Result<(), Error> {
     for setting in in_scope(scope) {
         match given.get(setting.name) {
@@ -177,8 +177,8 @@ fn landlock(draft: &Draft, given: &Values) -> Result<Option<Landlock>, Error> {
     Ok(draft.landlock.then(|| Landlock { read: read.clone(), write: write.clone() }))
 }
 
-/// The handler directory. If it does not exist, that of mod_pywebsocket: relative to the document root, or if none is given,
-/// the document root itself.
+/// The handler directory. If it does not exist, that of mod_pywebsocket: relative to the document root, or if none is
+/// given, the document root itself.
 fn handlers(given: Option<&Path>, root: Option<&Path>, exe_dir: Option<PathBuf>) -> Result<PathBuf, Error> {
     let Some(given) = given else {
         let default = default_handlers(exe_dir);
@@ -242,8 +242,8 @@ fn may_create_in(dir: &Path) -> Result<(), String> {
     })
 }
 
-/// Checks the settings of a daemon: it has no standard error, and runs, reloads and upgrades in `/`, so all paths must be
-/// absolute.
+/// Checks the settings of a daemon: it has no standard error, and runs, reloads and upgrades in `/`, so all paths must
+/// be absolute.
 fn check_daemon(log: &Destination, given: &Values) -> Result<(), Error> {
     if *log == Destination::Stderr {
         let why = "needs log_file or log_target, since a daemon has no standard error";
@@ -262,7 +262,8 @@ fn check_daemon(log: &Destination, given: &Values) -> Result<(), Error> {
     Ok(())
 }
 
-/// The real path of the workers' root. Replaces handler directory and document root by real paths, which must be below it.
+/// The real path of the workers' root. Replaces handler directory and document root by real paths, which must be below
+/// it.
 fn chroot(dir: &Path, config: &mut Config, given: &Values) -> Result<PathBuf, Error> {
     let failed = |why: String| given.unusable("chroot", why);
     must_be_root("another root directory").map_err(failed)?;

@@ -1,20 +1,20 @@
-//! Auxiliary processes: children of the supervisor that hold no slot and load no handler. Each is forked as a standby: it
-//! says on its channel that it is ready, or why it cannot be, and serves from [`Command::Begin`] on. Until all are ready a
-//! start is not announced and a reload not begun; one that cannot start keeps the server from starting, or the reload from
-//! changing anything. Later ones that die are restarted with a growing delay.
+//! Auxiliary processes: children of the supervisor that hold no slot and load no handler. Each is forked as a standby:
+//! it says on its channel that it is ready, or why it cannot be, and serves from [`Command::Begin`] on. Until all are
+//! ready a start is not announced and a reload not begun; one that cannot start keeps the server from starting, or the
+//! reload from changing anything. Later ones that die are restarted with a growing delay.
 //!
-//! How many of each kind there are follows from the state of the server ([`Supervisor::settle_auxiliaries`]). A reload starts
-//! new ones of the kinds that it changes beside the old ones, and an upgrade a whole set. Those that are not needed any
-//! more are told to drain ([`Command::Drain`]): they accept nothing more and exit with their last connection, at
-//! `drain_timeout` at the latest; an old server of an upgrade waits for them.
+//! How many of each kind there are follows from the state of the server ([`Supervisor::settle_auxiliaries`]). A reload
+//! starts new ones of the kinds that it changes beside the old ones, and an upgrade a whole set. Those that are not
+//! needed any more are told to drain ([`Command::Drain`]): they accept nothing more and exit with their last
+//! connection, at `drain_timeout` at the latest; an old server of an upgrade waits for them.
 //!
 //! To add a kind:
 //! - a variant of [`Kind`], with its row in each of its methods and in the functions below;
 //! - what it is given and runs, in `spawn::auxiliary`.
 //!
-//! Its code begins with [`stand_by`](crate::fleet::sockets::control::Channel::stand_by), and obeys `Drain`, `Stop`, `Quit` and the end of
-//! the channel. Its confinement is chosen in `child`; what needs the rights of the supervisor (a private key) is opened
-//! before that, there.
+//! Its code begins with [`stand_by`](crate::fleet::sockets::control::Channel::stand_by), and obeys `Drain`, `Stop`,
+//! `Quit` and the end of the channel. Its confinement is chosen in `child`; what needs the rights of the supervisor (a
+//! private key) is opened before that, there.
 
 use std::io;
 use std::time::Duration;

@@ -23,8 +23,8 @@ const SPARE: usize = 16;
 #[derive(Clone, Debug)]
 pub struct Bus {
     baton: Arc<Baton>,
-    /// By name of the pool: where its workers leave one end of a connection of their own. Each pool has one, so that the bus
-    /// knows the pool of whom it finds there.
+    /// By name of the pool: where its workers leave one end of a connection of their own. Each pool has one, so that
+    /// the bus knows the pool of whom it finds there.
     rendezvous: BTreeMap<String, Arc<SocketQueue>>,
     /// Whether a handler uses topics.
     is_used: Arc<AtomicBool>,
@@ -44,8 +44,8 @@ impl Bus {
         Some(Self { baton, rendezvous, is_used: Arc::new(AtomicBool::new(true)) })
     }
 
-    /// What another server needs to go on with it: the names of the pools, the baton, and both ends for each pool. None if
-    /// topics are not used.
+    /// What another server needs to go on with it: the names of the pools, the baton, and both ends for each pool. None
+    /// if topics are not used.
     pub fn parts(&self) -> Option<(Vec<String>, Vec<BorrowedFd<'_>>)> {
         let ends = self.rendezvous.values().flat_map(|queue| [queue.tx.as_fd(), queue.rx.as_fd()]);
         let fds = once(self.baton.fd()).chain(ends).collect();

@@ -1,5 +1,5 @@
-//! Files of certificates and keys that change: gateways of another generation read them, without a reload of anything else.
-//! A child looks at when they were changed, and never into them.
+//! Files of certificates and keys that change: gateways of another generation read them, without a reload of anything
+//! else. A child looks at when they were changed, and never into them.
 
 use std::time::Duration;
 
@@ -9,8 +9,8 @@ use super::generation::{FileStamp, Generation, stamps};
 use super::role::Errand;
 use crate::fleet::sockets::handover::Received;
 
-/// A certificate and its key may be replaced one after the other: they are read when so many looks, a second apart, have found
-/// nothing new.
+/// A certificate and its key may be replaced one after the other: they are read when so many looks, a second apart,
+/// have found nothing new.
 const SETTLED: u32 = 2;
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -53,8 +53,8 @@ impl Supervisor {
         let _ = self.send_out(Errand::WatchCertificates, watch); // else the next time
     }
 
-    /// The child has seen that they have changed: begins to replace the gateways, unless something else is replaced. The next
-    /// child will see it, too.
+    /// The child has seen that they have changed: begins to replace the gateways, unless something else is replaced.
+    /// The next child will see it, too.
     pub(super) fn certificates_changed(&mut self, result: Received) {
         let Ok((certificates, _)) = result.open::<Vec<FileStamp>>() else { return };
         if self.busy(&[]).is_none() {

@@ -1,6 +1,6 @@
-//! A forked child's way from the supervisor's code to the worker's, always in this order: shared memory, process group, standard
-//! streams, signals, [`Confinement`], end with the parent, title, work, leave. No exec: a worker inherits the configuration as it was
-//! parsed.
+//! A forked child's way from the supervisor's code to the worker's, always in this order: shared memory, process group,
+//! standard streams, signals, [`Confinement`], end with the parent, title, work, leave. No exec: a worker inherits the
+//! configuration as it was parsed.
 
 #![allow(unsafe_code)]
 
@@ -64,8 +64,8 @@ pub(super) enum Task {
     Auxiliary(Kind, Channel, Serve),
 }
 
-/// What an auxiliary process does until it has nothing left to do; an error tells with which exit code it cannot, and why. What
-/// it is handed gives up what is not needed to serve.
+/// What an auxiliary process does until it has nothing left to do; an error tells with which exit code it cannot, and
+/// why. What it is handed gives up what is not needed to serve.
 pub(super) type Serve = Box<dyn FnOnce(&Channel, &dyn Fn() -> io::Result<()>) -> Result<(), (Exit, String)>>;
 
 impl Child {
@@ -115,7 +115,8 @@ impl Child {
                 })
             }
             Task::Auxiliary(kind, channel, serve) => {
-                // Confined as the workers of the default pool, or as programs. SIGTERM stays blocked: they read commands.
+                // Confined as the workers of the default pool, or as programs. SIGTERM stays blocked: they read
+                // commands.
                 let confine = || {
                     let confinement = match kind {
                         Kind::Gateway => Confinement::of_gateways(&config),
@@ -180,8 +181,8 @@ fn set_name(name: &str) {
     sink::set_process(name);
 }
 
-/// The lines of the log that this process loses count for the worker of that place: what the supervisor writes is out of
-/// reach soon.
+/// The lines of the log that this process loses count for the worker of that place: what the supervisor writes is out
+/// of reach soon.
 fn count_losses(shared: Shared, place: Place) {
     sink::count_losses(shared.counters.place(place).map(|counters| &counters.log_lost));
 }

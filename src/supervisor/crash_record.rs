@@ -1,5 +1,5 @@
-//! Crash records: what is known of a death as JSON, one file each, in `crash_dir`. Written here; `wshd replay` makes a script of
-//! one. Fields that are missing, in a record of another version, are empty.
+//! Crash records: what is known of a death as JSON, one file each, in `crash_dir`. Written here; `wshd replay` makes a
+//! script of one. Fields that are missing, in a record of another version, are empty.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write as _};

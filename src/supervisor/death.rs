@@ -29,8 +29,8 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// That of a child, which is reaped. None: it has not ended. To nix a signal without a name is an error, after which the
-    /// child is gone.
+    /// That of a child, which is reaped. None: it has not ended. To nix a signal without a name is an error, after
+    /// which the child is gone.
     pub fn reap(pid: Pid) -> Option<Self> {
         let pid = rustix::process::Pid::from_raw(pid.as_raw())?;
         let (_, status) = waitpid(Some(pid), WaitOptions::NOHANG).ok()??;

@@ -1,5 +1,5 @@
-//! A start without a server, for `wshd check`: what a start would read and resolve is, handlers are loaded in probes, and
-//! what is wrong is told in the same words and with the same status. Nothing is bound or written, nobody is served.
+//! A start without a server, for `wshd check`: what a start would read and resolve is, handlers are loaded in probes,
+//! and what is wrong is told in the same words and with the same status. Nothing is bound or written, nobody is served.
 
 use super::plural;
 use super::prepare::{find_handlers, internal, not_bound};

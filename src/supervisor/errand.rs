@@ -1,5 +1,5 @@
-//! Errands: work that may wait for a disk or a name server is done by a child, which hands the result back. One that takes
-//! longer than [`ERRAND`] sends signs of life.
+//! Errands: work that may wait for a disk or a name server is done by a child, which hands the result back. One that
+//! takes longer than [`ERRAND`] sends signs of life.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -54,7 +54,8 @@ pub(super) fn read(process: &mut Process) {
 }
 
 impl Supervisor {
-    /// Forks a child that does this, with the log as it is, and exits; whether it was done is its exit code. An error is logged.
+    /// Forks a child that does this, with the log as it is, and exits; whether it was done is its exit code. An error
+    /// is logged.
     pub(super) fn send_out(
         &mut self,
         errand: Errand,

@@ -1,5 +1,5 @@
-//! A generation: what workers are made of. A reload makes a new one, from configuration and handlers as they are then, and
-//! says which workers have to be replaced. Changes nothing that serves.
+//! A generation: what workers are made of. A reload makes a new one, from configuration and handlers as they are then,
+//! and says which workers have to be replaced. Changes nothing that serves.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -58,8 +58,8 @@ impl Generation {
         Self { config, routes, listeners: inherited, metrics, bus, cgi, faults, certificates, isolated }
     }
 
-    /// The sockets to accept from, and those for metrics, of the one that follows this one: its own, new ones, and else those
-    /// that are bound here.
+    /// The sockets to accept from, and those for metrics, of the one that follows this one: its own, new ones, and else
+    /// those that are bound here.
     pub fn sockets_for(
         &self,
         config: &Config,

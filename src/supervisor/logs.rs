@@ -1,7 +1,7 @@
-//! The level of the log, which `wshd ctl log-level` changes, and its files: opened anew on SIGUSR1, renamed by their size. A child
-//! does that, as it may wait for a disk. Every worker is sent the new descriptor, and writes into the old file until it
-//! has read that: no line is lost in between. Workers of pools with a user of their own do not get them: what they say is taken
-//! from a socket, and written here.
+//! The level of the log, which `wshd ctl log-level` changes, and its files: opened anew on SIGUSR1, renamed by their
+//! size. A child does that, as it may wait for a disk. Every worker is sent the new descriptor, and writes into the old
+//! file until it has read that: no line is lost in between. Workers of pools with a user of their own do not get them:
+//! what they say is taken from a socket, and written here.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

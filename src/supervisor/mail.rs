@@ -1,6 +1,6 @@
-//! Connections in the inbox of a slot whose worker does not read it: it crashed and its replacement does not start, or it
-//! has just left. Another worker is given the receiving end and takes them up. Those for which a per-connection process is to
-//! be forked are closed if there is none in the time that an opening handshake may take.
+//! Connections in the inbox of a slot whose worker does not read it: it crashed and its replacement does not start, or
+//! it has just left. Another worker is given the receiving end and takes them up. Those for which a per-connection
+//! process is to be forked are closed if there is none in the time that an opening handshake may take.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};

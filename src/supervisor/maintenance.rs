@@ -1,5 +1,5 @@
-//! What is looked at regularly: loads are evened out after a worker has started, workers that are worn out are replaced, and
-//! those that hang are ended. What is too much is decided in `policy`.
+//! What is looked at regularly: loads are evened out after a worker has started, workers that are worn out are
+//! replaced, and those that hang are ended. What is too much is decided in `policy`.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -23,8 +23,8 @@ use crate::time::Instant;
 /// How often loads are compared after a worker has started, and for how long.
 const REBALANCE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
 
-/// How workers are replaced that cannot take connections. A handler may use up descriptors wherever it runs: replacing its
-/// worker again and again helps nobody.
+/// How workers are replaced that cannot take connections. A handler may use up descriptors wherever it runs: replacing
+/// its worker again and again helps nobody.
 const FAULTS: Rule = Rule {
     free: 2,
     first: Duration::from_secs(5),
@@ -161,8 +161,8 @@ impl Supervisor {
         (!limits.silence.is_zero()).then_some(limits)
     }
 
-    /// Ends workers whose record in the scoreboard was overwritten (the next process in the slot makes it anew), and those
-    /// whose event loop does not turn although nothing that they may do takes so long.
+    /// Ends workers whose record in the scoreboard was overwritten (the next process in the slot makes it anew), and
+    /// those whose event loop does not turn although nothing that they may do takes so long.
     fn end_sick_workers(&mut self, now: Instant) {
         let (limits, config) = (self.limits(), &self.generation.config);
         let mut sick = Vec::new();

@@ -1,6 +1,6 @@
 //! The supervisor: binds, forks, watches, restarts, stops. Single-threaded; never reads a byte of a client and never
-//! loads a handler. What it does when is decided in [`policy`]; here it is carried out, and nothing here waits: whatever
-//! takes time is a child with a deadline in the table of [`processes`].
+//! loads a handler. What it does when is decided in [`policy`]; here it is carried out, and nothing here waits:
+//! whatever takes time is a child with a deadline in the table of [`processes`].
 
 mod auxiliary;
 pub mod bus;
@@ -436,7 +436,8 @@ impl Supervisor {
         found.map(|(.., why)| why)
     }
 
-    /// The server is ready once all its processes are. Whoever started it may have closed its output: no reason not to serve.
+    /// The server is ready once all its processes are. Whoever started it may have closed its output: no reason not to
+    /// serve.
     fn announce(&mut self) {
         let is_due = !self.host.daemon.is_ready() && !self.slots.is_stopping();
         if !is_due || !self.slots.were_ready() || !self.auxiliaries.are_ready() {

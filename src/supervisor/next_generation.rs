@@ -1,5 +1,5 @@
-//! The generation that a reload puts in force. A child reads the configuration, finds the handlers, binds the new sockets and
-//! opens the log; what it hands back becomes a [`Generation`] without waiting for anything.
+//! The generation that a reload puts in force. A child reads the configuration, finds the handlers, binds the new
+//! sockets and opens the log; what it hands back becomes a [`Generation`] without waiting for anything.
 
 use std::cell::Cell;
 use std::io;

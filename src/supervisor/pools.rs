@@ -1,6 +1,6 @@
-//! Pools with a process for each connection. Such a pool has one worker, its parent (`worker::process::zygote`), which has
-//! the handlers loaded and serves nobody; here it is told to fork, so that always some processes wait for a connection.
-//! Those are in slots that are theirs alone. How many there are is decided in `policy::pools`.
+//! Pools with a process for each connection. Such a pool has one worker, its parent (`worker::process::zygote`), which
+//! has the handlers loaded and serves nobody; here it is told to fork, so that always some processes wait for a
+//! connection. Those are in slots that are theirs alone. How many there are is decided in `policy::pools`.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;

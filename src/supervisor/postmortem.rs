@@ -93,8 +93,8 @@ impl Supervisor {
         })
     }
 
-    /// The process of this slot has ended without a report: how, and what that means for the slot, unless it has just left. To
-    /// be called before its record is cleared.
+    /// The process of this slot has ended without a report: how, and what that means for the slot, unless it has just
+    /// left. To be called before its record is cleared.
     pub(super) fn on_death(
         &mut self,
         (slot, pid): (usize, Pid),

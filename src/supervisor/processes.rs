@@ -1,5 +1,5 @@
-//! The process table: each child of the supervisor by pid, with what it is for, the slot it is in, its channel, and until
-//! when it has to do what it was told. A late process gets SIGTERM and a second later SIGKILL, whatever its role.
+//! The process table: each child of the supervisor by pid, with what it is for, the slot it is in, its channel, and
+//! until when it has to do what it was told. A late process gets SIGTERM and a second later SIGKILL, whatever its role.
 //!
 //! Also the slots' side of it: which process holds a slot, and the slots' inboxes.
 
@@ -28,8 +28,9 @@ pub const READY: &str = "become ready in time";
 /// From SIGTERM to SIGKILL.
 pub const GRACE: Duration = Duration::from_secs(1);
 
-/// Reports of a process in a second: far more than there ever are, since an operator may have each of many connections closed
-/// at once, and so few that reading them takes no time. The code of a handler can write into its worker's channel.
+/// Reports of a process in a second: far more than there ever are, since an operator may have each of many connections
+/// closed at once, and so few that reading them takes no time. The code of a handler can write into its worker's
+/// channel.
 const REPORTS: u64 = 20_000;
 
 /// A child of the supervisor, from fork until it is reaped.

@@ -16,8 +16,8 @@ const BURST: Duration = Duration::from_secs(2);
 /// Bytes that count as one line.
 const LINE: usize = 512;
 
-/// Where the lines of a process come from that has no file of the log. Whoever has the other end of it can only have lines
-/// appended, and not more than [`RATE`]: what does not get into the socket is lost, and counted there.
+/// Where the lines of a process come from that has no file of the log. Whoever has the other end of it can only have
+/// lines appended, and not more than [`RATE`]: what does not get into the socket is lost, and counted there.
 #[derive(Debug)]
 pub struct LineSource {
     socket: OwnedFd,

@@ -1,5 +1,5 @@
-//! Reload: configuration and handlers are read anew and checked, and workers of another generation replace those that are
-//! to change (`rolling`). A mistake changes nothing.
+//! Reload: configuration and handlers are read anew and checked, and workers of another generation replace those that
+//! are to change (`rolling`). A mistake changes nothing.
 
 use std::rc::Rc;
 use std::sync::Arc;

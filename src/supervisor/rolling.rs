@@ -217,8 +217,8 @@ impl Supervisor {
         }
     }
 
-    /// What takes over the connections of a worker without a successor: the least loaded of its pool, or else of the default
-    /// pool, which passes connections on. One that does not serve yet finds in its inbox what came meanwhile.
+    /// What takes over the connections of a worker without a successor: the least loaded of its pool, or else of the
+    /// default pool, which passes connections on. One that does not serve yet finds in its inbox what came meanwhile.
     pub(super) fn heir_of(&self, slot: usize) -> Option<usize> {
         let pool = self.place_of(slot).pool;
         let rank = |heir: usize| {

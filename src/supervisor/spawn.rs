@@ -1,5 +1,6 @@
-//! Forking, and which child has ended. In the parent the child is in the table of processes; in the child the supervisor's
-//! loop ends, with what the child is to become: all else that the supervisor has is dropped by leaving its scope.
+//! Forking, and which child has ended. In the parent the child is in the table of processes; in the child the
+//! supervisor's loop ends, with what the child is to become: all else that the supervisor has is dropped by leaving its
+//! scope.
 
 #![allow(unsafe_code)]
 

@@ -2,8 +2,8 @@
 //! which it gets the listening sockets; when its workers are ready it sends back where their inboxes are, and all
 //! connections are handed over to them. What happens when something fails is in `policy::upgrade`.
 //!
-//! From old to new: [`Handed`]. From new to old: the form of entries, and where the inboxes of the workers of the default
-//! pool are.
+//! From old to new: [`Handed`]. From new to old: the form of entries, and where the inboxes of the workers of the
+//! default pool are.
 
 #![allow(unsafe_code)]
 

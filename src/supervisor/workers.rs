@@ -61,8 +61,8 @@ impl Supervisor {
         Ok(slot)
     }
 
-    /// Gives a slot without a process, or the next one that was never used, to a place. Those that may send to it get to know
-    /// of its inbox.
+    /// Gives a slot without a process, or the next one that was never used, to a place. Those that may send to it get
+    /// to know of its inbox.
     pub(super) fn give_slot(&mut self, slot: usize, place: Place) -> io::Result<()> {
         let is_new = slot == self.processes.slots();
         let is_other_pool = self.place_of(slot).pool != place.pool;

@@ -12,7 +12,8 @@ use crate::worker::listen::acceptor::AT_A_TIME;
 use crate::worker::listen::admission;
 
 impl Worker {
-    /// Accepts up to `most` connections from the listening socket with this number, as far as this worker may take them.
+    /// Accepts up to `most` connections from the listening socket with this number, as far as this worker may take
+    /// them.
     pub fn accept_from(&self, number: usize, most: usize) {
         for _ in 0..most {
             rescue::begin_work();

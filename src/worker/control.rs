@@ -98,7 +98,8 @@ impl Worker {
         }
     }
 
-    /// Begins to leave: connections go to this inbox; those that cannot are closed in the time that their handlers have.
+    /// Begins to leave: connections go to this inbox; those that cannot are closed in the time that their handlers
+    /// have.
     fn move_all(&self, tx: Option<Rc<OwnedFd>>, to: Option<Slot>) {
         if self.conns.life.is_stopping() {
             return;

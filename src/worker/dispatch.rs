@@ -1,5 +1,5 @@
-//! Dispatches events: a readable or writable socket, a connection's turn, a deadline, a command of another thread. The room
-//! in charge does the rest.
+//! Dispatches events: a readable or writable socket, a connection's turn, a deadline, a command of another thread. The
+//! room in charge does the rest.
 
 use ::ws_handler::raw::{WS_BY_HANDLER, WS_BY_PEER};
 use nix::sys::epoll::EpollFlags;
@@ -36,8 +36,8 @@ impl Worker {
         }
     }
 
-    /// Reads from a connection that is readable, or whose turn it is. `buffer` ends in one spare byte. Returns whether more
-    /// may be there: the read was full, or interrupted.
+    /// Reads from a connection that is readable, or whose turn it is. `buffer` ends in one spare byte. Returns whether
+    /// more may be there: the read was full, or interrupted.
     #[inline(always)]
     fn readable(&self, id: u64, in_turn: bool, buffer: &mut [u8]) -> bool {
         #[derive(Clone, Copy)]
@@ -137,8 +137,8 @@ impl Worker {
         }
     }
 
-    /// Serves waiting connections: at least one, and more while time is left. Those that join meanwhile wait for the next
-    /// turn of the loop.
+    /// Serves waiting connections: at least one, and more while time is left. Those that join meanwhile wait for the
+    /// next turn of the loop.
     pub fn serve_turns(&self, buffer: &mut [u8]) {
         let waiting = self.conns.core.borrow().turns.len();
         if waiting == 0 {

@@ -37,8 +37,8 @@ impl Worker {
     }
 }
 
-/// Connections that are closed one after another, evenly over a time. Of many processes with few connections each closes
-/// its first one at another moment.
+/// Connections that are closed one after another, evenly over a time. Of many processes with few connections each
+/// closes its first one at another moment.
 pub struct Spread {
     ids: VecDeque<u64>,
     /// Of the interval of a connection: when in it that is closed; 0 < phase <= 1.

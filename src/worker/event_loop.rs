@@ -99,8 +99,8 @@ impl Worker {
         }
     }
 
-    /// Does what no event triggers: once a heartbeat, at the end of a turn in which it was requested, and when a part of it is
-    /// due. Returns whether the worker may leave.
+    /// Does what no event triggers: once a heartbeat, at the end of a turn in which it was requested, and when a part
+    /// of it is due. Returns whether the worker may leave.
     #[cold]
     fn do_chores(&self) -> bool {
         self.conns.life.begin_chores();

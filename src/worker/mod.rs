@@ -88,8 +88,8 @@ use topics::subscriptions::Subscriptions;
 use transfer::Transfer;
 use transfer::intake::Intake;
 
-/// Connections that a process for one connection has room for: for that one, and for those of an earlier process that wait
-/// for their peers to close.
+/// Connections that a process for one connection has room for: for that one, and for those of an earlier process that
+/// wait for their peers to close.
 const PER_CONNECTION: u32 = 64;
 
 /// The event loop and its rooms, which live as long as the process.

@@ -1,5 +1,5 @@
-//! An HTTP/2 client that writes raw frames, so that it can violate the protocol. It sends headers as literals and decodes
-//! only the status of responses.
+//! An HTTP/2 client that writes raw frames, so that it can violate the protocol. It sends headers as literals and
+//! decodes only the status of responses.
 #![allow(dead_code, clippy::unwrap_used)] // each test program uses a part
 
 use std::collections::HashMap;

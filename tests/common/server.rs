@@ -222,8 +222,8 @@ impl Server {
         assert!(!log.contains("panicked at"), "{log}");
     }
 
-    /// The pids of its workers and of zygotes, in any order, found by their titles, since the supervisor has other children
-    /// too, such as one that writes a crash record.
+    /// The pids of its workers and of zygotes, in any order, found by their titles, since the supervisor has other
+    /// children too, such as one that writes a crash record.
     pub fn workers(&self) -> Vec<i32> {
         let is_worker = |pid: &i32| {
             let title = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();

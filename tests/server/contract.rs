@@ -1,5 +1,5 @@
-//! The contract of `ws_handler.h` where an error of the handler must have no effect or be reported: rejections, NULs, flags,
-//! identity, and functions without a connection.
+//! The contract of `ws_handler.h` where an error of the handler must have no effect or be reported: rejections, NULs,
+//! flags, identity, and functions without a connection.
 
 use std::fs;
 
@@ -75,8 +75,8 @@ fn a_nul_follows_every_byte_string() {
             until("on_close has run", || server.log().matches("seen to the end").count() > seen);
         }
     }
-    // Fragments that come in pieces, a full send queue, and connections that move to another process, one of them when its
-    // message has ended.
+    // Fragments that come in pieces, a full send queue, and connections that move to another process, one of them when
+    // its message has ended.
     let mut two = ["/nul", "/nul_stream"].map(|resource| Raw::open(&server.address(), resource));
     let answer_ping = |raw: &mut Raw| {
         while raw.next().unwrap().first != 0x89 {}

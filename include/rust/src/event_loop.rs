@@ -77,8 +77,8 @@ unsafe extern "C" fn run_interval(_: ws_conn, arg: *mut c_void) {
     unsafe { run_again::<()>("an interval of the worker", arg, ()) }
 }
 
-/// A descriptor that is watched by the event loop; dropped, it is watched no more. The descriptor stays the caller's: drop
-/// this before it is closed.
+/// A descriptor that is watched by the event loop; dropped, it is watched no more. The descriptor stays the caller's:
+/// drop this before it is closed.
 pub struct Watch {
     fd: RawFd,
     run: ManuallyDrop<Rc<Again<u32>>>,

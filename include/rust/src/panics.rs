@@ -65,8 +65,8 @@ fn text(payload: &(dyn Any + Send)) -> &str {
     text.or_else(|| payload.downcast_ref().map(String::as_str)).unwrap_or("of an unknown type")
 }
 
-/// Runs the body of a callback with a result: 0, or a negative one that was logged. What an error of the handler does when
-/// it is shown or dropped is contained, too.
+/// Runs the body of a callback with a result: 0, or a negative one that was logged. What an error of the handler does
+/// when it is shown or dropped is contained, too.
 pub(crate) fn contain_result(conn: ws_conn, place: &str, body: impl FnOnce() -> Outcome<i32>) -> i32 {
     let result = contain(conn, place, || match body() {
         Ok(result) => result,

@@ -22,8 +22,8 @@ pub(crate) unsafe fn complete(given: *const ws_host) -> Option<ws_host> {
     // All members behind that are pointers: one that is there in part counts as absent.
     let known = size.min(size_of::<ws_host>()) / size_of::<usize>() * size_of::<usize>();
     let mut table = MaybeUninit::<ws_host>::uninit();
-    // SAFETY: the stubs make every optional member valid, and the host's own members replace the first `known` bytes, which
-    // reach beyond the required ones.
+    // SAFETY: the stubs make every optional member valid, and the host's own members replace the first `known` bytes,
+    // which reach beyond the required ones.
     unsafe {
         fill(table.as_mut_ptr());
         ptr::copy_nonoverlapping(given.cast::<u8>(), table.as_mut_ptr().cast::<u8>(), known);

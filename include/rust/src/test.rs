@@ -8,8 +8,9 @@
 //! }
 //! ```
 //!
-//! The language of scripts is that of wshd-test(1). The conversation is held by the program `wshd` (that of the environment
-//! variable `WSHD`, else the one in `PATH`), not by this crate: a handler that crashes fails a test and not the test program.
+//! The language of scripts is that of wshd-test(1). The conversation is held by the program `wshd` (that of the
+//! environment variable `WSHD`, else the one in `PATH`), not by this crate: a handler that crashes fails a test and not
+//! the test program.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -42,8 +43,8 @@ impl fmt::Display for Failure {
 
 impl error::Error for Failure {}
 
-/// Plays the script with the handler. Its file is what wshd-test(1) takes: the directory of a package, which is built, a
-/// `NAME_wsh.so` or a source.
+/// Plays the script with the handler. Its file is what wshd-test(1) takes: the directory of a package, which is built,
+/// a `NAME_wsh.so` or a source.
 pub fn converse(file: impl AsRef<Path>, script: &str) -> Result<(), Failure> {
     converse_with(file, script, &[])
 }

@@ -1,5 +1,5 @@
-//! The topics to subscribe to at the engine: those with subscribers on this machine, and for a while those that have lost
-//! their last one, since a connection may be moving from one worker to another.
+//! The topics to subscribe to at the engine: those with subscribers on this machine, and for a while those that have
+//! lost their last one, since a connection may be moving from one worker to another.
 
 use std::collections::HashMap;
 use std::time::Duration;

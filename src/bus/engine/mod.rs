@@ -1,8 +1,9 @@
-//! The connection to the engine, NATS or Redis, that shares topics with other machines. A thread of its own serves it: the
-//! loop of the bus sends it commands through a [`CommandQueue`], and takes messages from an [`Inbox`]; neither blocks.
+//! The connection to the engine, NATS or Redis, that shares topics with other machines. A thread of its own serves it:
+//! the loop of the bus sends it commands through a [`CommandQueue`], and takes messages from an [`Inbox`]; neither
+//! blocks.
 //!
-//! Only topics with subscribers on this machine are subscribed at the engine, and no message returns to the machine that
-//! published it. Without a connection, messages to other machines are dropped and counted.
+//! Only topics with subscribers on this machine are subscribed at the engine, and no message returns to the machine
+//! that published it. Without a connection, messages to other machines are dropped and counted.
 
 mod commands;
 mod inbox;

@@ -1,9 +1,9 @@
 //! A connection to Redis or Valkey, in RESP3, which can publish and subscribe on one connection. A message is the plain
 //! payload on the channel of the topic; a binary one goes to the channel with the suffix `.binary`.
 //!
-//! Redis echoes the messages of a connection on the channels it is subscribed to. For each of them, one equal message is
-//! dropped on arrival. This is exact: Redis executes the commands of a connection in order, so it is known which messages
-//! are echoed, and it does not matter which of two equal messages is dropped.
+//! Redis echoes the messages of a connection on the channels it is subscribed to. For each of them, one equal message
+//! is dropped on arrival. This is exact: Redis executes the commands of a connection in order, so it is known which
+//! messages are echoed, and it does not matter which of two equal messages is dropped.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

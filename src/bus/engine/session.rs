@@ -1,5 +1,5 @@
-//! The thread of the engine: connects, carries out commands, and reconnects when the connection breaks. Each attempt has a
-//! runtime of its own; dropping it ends everything that the client library has started.
+//! The thread of the engine: connects, carries out commands, and reconnects when the connection breaks. Each attempt
+//! has a runtime of its own; dropping it ends everything that the client library has started.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

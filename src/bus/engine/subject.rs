@@ -1,7 +1,7 @@
 //! The name of a topic at the engine: a subject of NATS, a channel of Redis.
 //!
-//! It is PREFIX.SCOPE.TOPIC. In scope and topic, every byte except letters, digits, `-`, `_` and `/` is percent-encoded:
-//! no character with a special meaning for an engine is left.
+//! It is PREFIX.SCOPE.TOPIC. In scope and topic, every byte except letters, digits, `-`, `_` and `/` is
+//! percent-encoded: no character with a special meaning for an engine is left.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 

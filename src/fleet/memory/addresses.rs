@@ -1,12 +1,12 @@
 //! How many connections there are, and from where: shared memory with a row for each process. Atomics only.
 //!
-//! A process counts in its own row, which lies in the memory of its pool, and adds up the rows that it can see: the default
-//! pool, which lets connections in, sees all. So a process may be killed at any instruction: nobody waits for it, and what it
-//! has counted is gone with its row, which the supervisor clears. A connection is counted by the process that holds it. One
-//! that moves within its pool stays counted where it was until it arrives: it carries a [`Mark`], by which the process that
-//! takes it up takes it out of the other's row and counts it in its own. On the way to another pool it is not counted.
-//! What is lost on the way is counted until the process that has sent it ends; what a crashed process had is not
-//! counted from the crash until it arrives.
+//! A process counts in its own row, which lies in the memory of its pool, and adds up the rows that it can see: the
+//! default pool, which lets connections in, sees all. So a process may be killed at any instruction: nobody waits for
+//! it, and what it has counted is gone with its row, which the supervisor clears. A connection is counted by the
+//! process that holds it. One that moves within its pool stays counted where it was until it arrives: it carries a
+//! [`Mark`], by which the process that takes it up takes it out of the other's row and counts it in its own. On the way
+//! to another pool it is not counted. What is lost on the way is counted until the process that has sent it ends; what
+//! a crashed process had is not counted from the crash until it arrives.
 //!
 //! A row has room for a number of addresses, eight in a line; an address can lie in one line only. Where that is full
 //! the address is not counted, and so not limited: a full table refuses nobody. Lines are chosen by a hash with
@@ -62,12 +62,13 @@ struct Row {
 unsafe impl Shareable for Row {}
 
 /// A cache line. A cell is 0, or has in its upper half the tag of an address. In the lower half of one of `held` is the
-/// number of connections, in one of `opened` the second and, in the last 16 bits, the number of new connections in it; in
-/// one of `failed` the minute and the number of failed logins.
+/// number of connections, in one of `opened` the second and, in the last 16 bits, the number of new connections in it;
+/// in one of `failed` the minute and the number of failed logins.
 #[repr(C, align(64))]
 struct Line([AtomicU64; 8]);
 
-/// What limits see of an address: the version, and of IPv4 all of it, of IPv6 the /64 that one client usually has (RFC 6177).
+/// What limits see of an address: the version, and of IPv4 all of it, of IPv6 the /64 that one client usually has (RFC
+/// 6177).
 pub type Network = (u8, u64);
 
 /// That of an address.
@@ -111,8 +112,8 @@ pub struct Addresses {
 }
 
 impl Addresses {
-    /// Makes a table for so many processes of a pool at a time. Each has room of its own, which counts for the limits of memory of
-    /// its pool. [supervisor, before fork]
+    /// Makes a table for so many processes of a pool at a time. Each has room of its own, which counts for the limits
+    /// of memory of its pool. [supervisor, before fork]
     pub fn create(memory: &'static Memory, rows: usize) -> io::Result<&'static Self> {
         Ok(Box::leak(Box::new(Self {
             headers: memory.per_pool(Audience::DefaultPool, 1)?,
@@ -136,8 +137,8 @@ impl Addresses {
         Limiter { table: self, pool, header, row: Some(row), mark }
     }
 
-    /// Marks of the rows of a pool begin with it: connections may come from another pool, or from a server that has another
-    /// table. Never 0.
+    /// Marks of the rows of a pool begin with it: connections may come from another pool, or from a server that has
+    /// another table. Never 0.
     fn number_of(&self, pool: usize) -> u16 {
         self.secret.hash_one(("pool", pool)) as u16 | 1
     }
@@ -164,8 +165,8 @@ impl Addresses {
         self.rows.iter().flat_map(|(_, rows)| rows)
     }
 
-    /// A connection of this address is over, or has arrived elsewhere in its pool, which is this: where it was counted it is
-    /// no more. A mark of another pool changes nothing. [worker]
+    /// A connection of this address is over, or has arrived elsewhere in its pool, which is this: where it was counted
+    /// it is no more. A mark of another pool changes nothing. [worker]
     pub fn settle(&self, pool: usize, mark: Mark, ip: Option<IpAddr>) {
         let [number, generation, row, cell] = [48, 32, 16, 0].map(|shift| (mark >> shift) as u16);
         let rows = self.rows.get(pool).filter(|_| number == self.number_of(pool));
@@ -395,8 +396,8 @@ impl Line {
         self.change(is_same, is_free, change).map(|(_, cell)| cell)
     }
 
-    /// Changes the cell that is the right one, else one that is free, and says which. None without either, or if other threads of this
-    /// process are always faster.
+    /// Changes the cell that is the right one, else one that is free, and says which. None without either, or if other
+    /// threads of this process are always faster.
     fn change(
         &self,
         is_same: impl Fn(u64) -> bool,

@@ -1,7 +1,7 @@
-//! Circuit breakers, one for each handler, in shared memory. The supervisor opens the breaker of a handler that crashes too
-//! often; workers refuse its requests until the time is over, then let one connection through as a probe, and close the
-//! breaker when that succeeds. Atomics only, as in the scoreboard. Only the supervisor can open one; the workers of the pool
-//! that serves the handler say whether it was probed, and can harm their own handlers only.
+//! Circuit breakers, one for each handler, in shared memory. The supervisor opens the breaker of a handler that crashes
+//! too often; workers refuse its requests until the time is over, then let one connection through as a probe, and close
+//! the breaker when that succeeds. Atomics only, as in the scoreboard. Only the supervisor can open one; the workers of
+//! the pool that serves the handler say whether it was probed, and can harm their own handlers only.
 
 #![allow(unsafe_code)]
 
@@ -42,7 +42,8 @@ pub struct Breakers {
 }
 
 impl Breakers {
-    /// Makes the breakers of so many handlers, all closed. They live until the last process ends. [supervisor, before fork]
+    /// Makes the breakers of so many handlers, all closed. They live until the last process ends. [supervisor, before
+    /// fork]
     pub fn create(memory: &'static Memory, handlers: usize) -> io::Result<&'static Self> {
         Ok(Box::leak(Box::new(Self {
             until: memory.table(Owner::Supervisor, handlers)?,
@@ -121,8 +122,8 @@ impl CircuitBreaker {
         }
     }
 
-    /// The seconds of Retry-After for a connection that surely cannot pass now: for a process that forwards the others to
-    /// another one, where they [`enter`](Self::enter). [worker]
+    /// The seconds of Retry-After for a connection that surely cannot pass now: for a process that forwards the others
+    /// to another one, where they [`enter`](Self::enter). [worker]
     pub fn refusal(&self, now: Instant) -> Option<u64> {
         match self.until()? {
             Instant::NEVER => Some(UNKNOWN),

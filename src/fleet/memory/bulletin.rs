@@ -1,6 +1,6 @@
-//! The bulletin: some words of shared memory, which only the supervisor writes. They say whether new connections are wanted
-//! and how long open ones may stay, and how the last reload went. Workers and the metrics process read them whenever it
-//! matters, so that nobody has to be told, and a worker that has just been started acts like the others.
+//! The bulletin: some words of shared memory, which only the supervisor writes. They say whether new connections are
+//! wanted and how long open ones may stay, and how the last reload went. Workers and the metrics process read them
+//! whenever it matters, so that nobody has to be told, and a worker that has just been started acts like the others.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -1,5 +1,5 @@
-//! A plain value in shared memory, copied word by word: any process may read or write it at any time, and nobody waits. While it
-//! is written a reader may see a part of the old value. Async-signal-safe.
+//! A plain value in shared memory, copied word by word: any process may read or write it at any time, and nobody waits.
+//! While it is written a reader may see a part of the old value. Async-signal-safe.
 
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU64, Ordering};

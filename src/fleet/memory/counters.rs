@@ -1,10 +1,10 @@
-//! The counters: shared memory in which the fleet counts what it does. They only grow while the fleet lives, but for the few
-//! that say how much there is right now. Atomics only, as in the scoreboard.
+//! The counters: shared memory in which the fleet counts what it does. They only grow while the fleet lives, but for
+//! the few that say how much there is right now. Atomics only, as in the scoreboard.
 //!
-//! A process that serves counts in a lane of its own in the memory of its pool, so that adding takes no locked instruction;
-//! when it has ended the next one goes on in the lane, and a reader adds up the lanes that it can see. Handlers are known by
-//! their resource, workers by their place: their counters stay when they come and go. Memory is used only for lanes and
-//! handlers that there are.
+//! A process that serves counts in a lane of its own in the memory of its pool, so that adding takes no locked
+//! instruction; when it has ended the next one goes on in the lane, and a reader adds up the lanes that it can see.
+//! Handlers are known by their resource, workers by their place: their counters stay when they come and go. Memory is
+//! used only for lanes and handlers that there are.
 
 #![allow(unsafe_code)]
 
@@ -196,8 +196,8 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// Makes counters of zero for so many places and processes at a time in each pool, and about so many handlers; further
-    /// handlers share an entry. [supervisor, before fork]
+    /// Makes counters of zero for so many places and processes at a time in each pool, and about so many handlers;
+    /// further handlers share an entry. [supervisor, before fork]
     pub fn create(
         memory: &'static Memory,
         places: usize,
@@ -278,7 +278,8 @@ impl Counters {
         self.places.iter().flat_map(in_pool)
     }
 
-    /// Takes a lane of its pool for this process, which serves in that slot. If none is free what it counts is lost. [worker]
+    /// Takes a lane of its pool for this process, which serves in that slot. If none is free what it counts is lost.
+    /// [worker]
     pub fn claim(&self, pool: usize, slot: usize, pid: i32) -> Lane {
         let claim = |head: &LaneHead| {
             head.owner.compare_exchange(0, pid, Ordering::AcqRel, Ordering::Relaxed).is_ok()
@@ -310,8 +311,8 @@ impl Counters {
         head.present.counts().into_iter().for_each(Count::clear);
     }
 
-    /// A process has ended: there is nothing any more of what it had, and its lane is free. How many messages that it had
-    /// published have ended with it, at most. [supervisor]
+    /// A process has ended: there is nothing any more of what it had, and its lane is free. How many messages that it
+    /// had published have ended with it, at most. [supervisor]
     pub fn release(&self, pid: i32) -> u64 {
         self.forget(pid);
         let mut lost = 0;
@@ -323,8 +324,8 @@ impl Counters {
         lost
     }
 
-    /// Resets what is corrupt: lanes of a pool whose owner is not one of its processes, and places whose flag is no flag.
-    /// [supervisor]
+    /// Resets what is corrupt: lanes of a pool whose owner is not one of its processes, and places whose flag is no
+    /// flag. [supervisor]
     pub fn mend(&self, pool: usize, is_there: impl Fn(i32) -> bool) {
         for (head, handler_counters) in self.lanes_of(pool) {
             let owner = head.owner.load(Ordering::Acquire);

@@ -1,5 +1,5 @@
-//! What a crash leaves in the scoreboard: written by the crashing process from its signal handler, read by the supervisor. Plain
-//! values and atomic integers only, since a handler may write over them.
+//! What a crash leaves in the scoreboard: written by the crashing process from its signal handler, read by the
+//! supervisor. Plain values and atomic integers only, since a handler may write over them.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -32,8 +32,8 @@ pub const EXIT: i32 = 0;
 /// In place of a signal: a handler did not come back in its time.
 pub const HANG: i32 = -1;
 
-/// What is known of a crash, but for strings and the bytes of the message, which lie in the crash report. Whatever is in memory is
-/// a value.
+/// What is known of a crash, but for strings and the bytes of the message, which lie in the crash report. Whatever is
+/// in memory is a value.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct CrashFacts {
@@ -138,8 +138,8 @@ impl fmt::Debug for Spot {
     }
 }
 
-/// After so many crashes in a row that name nobody the connections of a handler whose code it was, or that ran last before
-/// each, are given up.
+/// After so many crashes in a row that name nobody the connections of a handler whose code it was, or that ran last
+/// before each, are given up.
 pub const UNATTRIBUTED: u32 = 3;
 
 impl Crash {

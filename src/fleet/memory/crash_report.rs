@@ -1,6 +1,6 @@
-//! Crash reports: shared memory of a pool with room for each slot, in which a crashing process leaves strings and the beginning of
-//! the message, beside the facts in the scoreboard. Written from a signal handler; read by the supervisor after it was told.
-//! Atomics only, as in the scoreboard.
+//! Crash reports: shared memory of a pool with room for each slot, in which a crashing process leaves strings and the
+//! beginning of the message, beside the facts in the scoreboard. Written from a signal handler; read by the supervisor
+//! after it was told. Atomics only, as in the scoreboard.
 
 use std::io;
 use std::net::SocketAddr;
@@ -68,8 +68,8 @@ pub struct CrashReports {
 }
 
 impl CrashReports {
-    /// For so many slots, with room for so many bytes of strings and of a message each. They live until the last process
-    /// ends. [supervisor, before fork]
+    /// For so many slots, with room for so many bytes of strings and of a message each. They live until the last
+    /// process ends. [supervisor, before fork]
     pub fn create(
         memory: &'static Memory,
         slots: usize,
@@ -103,8 +103,8 @@ impl CrashReport {
         })
     }
 
-    /// Keeps bytes of the message from this one on; returns for how many there was room. Async-signal-safe. [worker, when it
-    /// crashes]
+    /// Keeps bytes of the message from this one on; returns for how many there was room. Async-signal-safe. [worker,
+    /// when it crashes]
     pub fn keep_bytes(&self, at: u32, bytes: &[u8]) -> u32 {
         self.bytes.get(at as usize..).map_or(0, |room| copy(room, bytes)) as u32
     }

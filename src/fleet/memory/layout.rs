@@ -1,6 +1,6 @@
-//! The memory that processes share, and the wall in it: what each kind of process may do with each part. Tables are declared
-//! before the first fork. What a pool has of them is made when the pool gets its first worker; a process knows the pools that
-//! were there when it was forked, as far as it may see them.
+//! The memory that processes share, and the wall in it: what each kind of process may do with each part. Tables are
+//! declared before the first fork. What a pool has of them is made when the pool gets its first worker; a process knows
+//! the pools that were there when it was forked, as far as it may see them.
 
 use std::fmt;
 use std::io;

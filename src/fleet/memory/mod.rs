@@ -1,5 +1,5 @@
-//! Shared memory: what processes read and write of each other without a system call. [`region`] maps it, [`layout`] says
-//! who may do what with which part, [`shared`] is all of it; the other files are its tables.
+//! Shared memory: what processes read and write of each other without a system call. [`region`] maps it, [`layout`]
+//! says who may do what with which part, [`shared`] is all of it; the other files are its tables.
 
 pub mod addresses;
 pub mod breakers;

@@ -1,7 +1,7 @@
-//! Memory that processes share: regions with a guard page on either side, so that a write which runs on from elsewhere ends
-//! before it. They are made by the supervisor before it forks. Each child gives up what it has no use for before code of a
-//! handler runs in it. That is for good: a region that is read only cannot be made writable again by `mprotect`, since the
-//! kernel lets nobody map it for writing any more (F_SEAL_FUTURE_WRITE, fcntl(2)).
+//! Memory that processes share: regions with a guard page on either side, so that a write which runs on from elsewhere
+//! ends before it. They are made by the supervisor before it forks. Each child gives up what it has no use for before
+//! code of a handler runs in it. That is for good: a region that is read only cannot be made writable again by
+//! `mprotect`, since the kernel lets nobody map it for writing any more (F_SEAL_FUTURE_WRITE, fcntl(2)).
 #![allow(unsafe_code)]
 
 use std::fmt;
@@ -30,8 +30,8 @@ pub enum Access {
 /// What can lie in memory that other processes change at any time.
 ///
 /// # Safety
-/// All zero must be a value, every change another process can make must lead to a value, and `&self` must not promise that
-/// nothing changes: atomic integers, and structs and arrays of these.
+/// All zero must be a value, every change another process can make must lead to a value, and `&self` must not promise
+/// that nothing changes: atomic integers, and structs and arrays of these.
 pub unsafe trait Shareable: Sync + 'static {}
 
 // SAFETY: an atomic integer.
@@ -93,8 +93,8 @@ impl Region {
         Ok(Self { first: first.cast(), size, twin: twin.cast(), access })
     }
 
-    /// So many values from this byte on; `None` if they are not within the region, or not aligned. The supervisor's regions
-    /// are never unmapped, and a process that gives one up does not hand out what lies in it any more.
+    /// So many values from this byte on; `None` if they are not within the region, or not aligned. The supervisor's
+    /// regions are never unmapped, and a process that gives one up does not hand out what lies in it any more.
     pub fn slice<T: Shareable>(&self, offset: usize, count: usize) -> Option<&'static [T]> {
         let bytes = count.checked_mul(size_of::<T>())?;
         let is_within = offset.checked_add(bytes)? <= self.size && offset.is_multiple_of(align_of::<T>());
@@ -125,12 +125,12 @@ impl Region {
             Access::Read => {
                 let flags = MRemapFlags::MREMAP_MAYMOVE | MRemapFlags::MREMAP_FIXED;
                 let to = Some(self.first.cast());
-                // SAFETY: nothing refers to the twin; what it replaces is the same memory at the same place, so that what
-                // refers to that can still be read.
+                // SAFETY: nothing refers to the twin; what it replaces is the same memory at the same place, so that
+                // what refers to that can still be read.
                 unsafe { mremap(self.twin.cast(), self.size, self.size, flags, to)? };
             }
-            // SAFETY: nothing refers to the twin; what lies in the other mapping is not handed out from here on, and nobody has
-            // kept any of it over the fork.
+            // SAFETY: nothing refers to the twin; what lies in the other mapping is not handed out from here on, and
+            // nobody has kept any of it over the fork.
             Access::None => unsafe {
                 munmap(self.twin.cast(), self.size)?;
                 munmap(self.first.cast(), self.size)?;

@@ -1,8 +1,9 @@
 //! The scoreboard: shared memory with one record for each slot, made before the first fork. Atomics only: whatever a
 //! process does, or however it dies, no other process can be made to wait or to read a torn value.
 //!
-//! What the supervisor decides, such as which process is in a slot, only the supervisor can write. What a worker says lies in the
-//! memory of its pool; of other pools it sees those that it may send connections to, and of these only how loaded they are.
+//! What the supervisor decides, such as which process is in a slot, only the supervisor can write. What a worker says
+//! lies in the memory of its pool; of other pools it sees those that it may send connections to, and of these only how
+//! loaded they are.
 
 #![allow(unsafe_code)]
 
@@ -81,8 +82,8 @@ impl Scoreboard {
         MAX_SLOTS.min(self.header.used.load(Ordering::Acquire) as usize)
     }
 
-    /// Gives a place in a pool to a slot, which is one that was in use before or the next one. Whatever its record says is
-    /// forgotten. [supervisor, which has opened the pool]
+    /// Gives a place in a pool to a slot, which is one that was in use before or the next one. Whatever its record says
+    /// is forgotten. [supervisor, which has opened the pool]
     pub fn assign(&self, slot: usize, place: Place) -> io::Result<()> {
         let assignment = self.assignments.get(slot).ok_or(io::ErrorKind::OutOfMemory)?;
         assignment.place.store(u32::from(place.pool) << 16 | u32::from(place.number), Ordering::Relaxed);
@@ -92,8 +93,8 @@ impl Scoreboard {
         Ok(())
     }
 
-    /// Notes whether another server has the listening sockets, too: one that replaces this server, or is replaced by it.
-    /// [supervisor]
+    /// Notes whether another server has the listening sockets, too: one that replaces this server, or is replaced by
+    /// it. [supervisor]
     pub fn share_sockets(&self, are_shared: bool) {
         self.header.shared_sockets.store(are_shared.into(), Ordering::SeqCst);
     }
@@ -113,8 +114,8 @@ impl Scoreboard {
         self.throttle().map_or(0, |throttle| throttle.tick.load(Ordering::SeqCst))
     }
 
-    /// Says that a load has changed. Two atomic operations, and a system call only if a process waits. Nobody waits for the
-    /// workers of other pools than the default pool, from which this does nothing.
+    /// Says that a load has changed. Two atomic operations, and a system call only if a process waits. Nobody waits for
+    /// the workers of other pools than the default pool, from which this does nothing.
     pub fn changed(&self) {
         let Some(throttle) = self.throttle() else { return };
         throttle.tick.fetch_add(1, Ordering::SeqCst);
@@ -269,8 +270,8 @@ impl Slot {
         State::from_repr(self.load.state.load(Ordering::Acquire)).unwrap_or(State::Empty)
     }
 
-    /// Whether its record is corrupt: a handler has written over the memory of its pool. Not to be asked without a process.
-    /// [supervisor]
+    /// Whether its record is corrupt: a handler has written over the memory of its pool. Not to be asked without a
+    /// process. [supervisor]
     pub fn is_damaged(&self) -> bool {
         let fault = self.load.fault.load(Ordering::Relaxed);
         self.state() == State::Empty || fault != 0 && self.fault().is_none()
@@ -344,8 +345,8 @@ pub struct Place {
     pub number: u16,
 }
 
-/// A process that is not ready this long after it was forked is ended. A crashed one waits as long for its replacement to
-/// take its connections up.
+/// A process that is not ready this long after it was forked is ended. A crashed one waits as long for its replacement
+/// to take its connections up.
 pub const START: Duration = Duration::from_secs(60);
 
 /// Where the process in a slot stands.

@@ -36,8 +36,8 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Makes it for a fleet of so many processes at its start, with room in crash reports for so many bytes of strings and of
-    /// a message. [supervisor]
+    /// Makes it for a fleet of so many processes at its start, with room in crash reports for so many bytes of strings
+    /// and of a message. [supervisor]
     pub fn create(processes: usize, routes: &Routes, (strings, message): (usize, usize)) -> io::Result<Self> {
         // A reload doubles the processes for a while, and may make more of them.
         let lanes = processes.saturating_mul(2).saturating_add(64).min(MAX_SLOTS);

@@ -1,5 +1,5 @@
-//! For tests that fork: each runs in a process of its own. A child of the process that has all tests would keep open what
-//! the others have open at that moment.
+//! For tests that fork: each runs in a process of its own. A child of the process that has all tests would keep open
+//! what the others have open at that moment.
 
 use std::process::{Command, Stdio};
 

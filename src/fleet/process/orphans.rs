@@ -15,8 +15,8 @@ pub fn adopt() -> io::Result<()> {
     Ok(set_child_subreaper(true)?)
 }
 
-/// Kills all children but those that are spared, and whatever they leave behind; returns how many that were. None may be
-/// started meanwhile. Those that go on forking are given up after so many generations.
+/// Kills all children but those that are spared, and whatever they leave behind; returns how many that were. None may
+/// be started meanwhile. Those that go on forking are given up after so many generations.
 pub fn kill_all_but(spared: &BTreeSet<i32>, generations: usize) -> usize {
     let mut count = 0;
     for _ in 0..generations {

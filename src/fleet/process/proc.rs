@@ -1,12 +1,12 @@
-//! What the kernel tells of processes in /proc (proc(5)). Knows nothing of what they are. Where a process is gone, or may
-//! not be looked at, there is nothing.
+//! What the kernel tells of processes in /proc (proc(5)). Knows nothing of what they are. Where a process is gone, or
+//! may not be looked at, there is nothing.
 
 use std::time::Duration;
 
 use nix::unistd::{SysconfVar, sysconf};
 
-/// Whether this program runs under valgrind, which answers for the first of these links but not for the second. It takes its
-/// own settings from the environment as it was, and forgets argument 0 of a program that it runs.
+/// Whether this program runs under valgrind, which answers for the first of these links but not for the second. It
+/// takes its own settings from the environment as it was, and forgets argument 0 of a program that it runs.
 pub fn is_under_valgrind() -> bool {
     let links = ["/proc/self/exe", "/proc/thread-self/exe"].map(std::fs::read_link);
     matches!(links, [Ok(program), Ok(running)] if program != running)

@@ -1,7 +1,7 @@
-//! The title of a process, as `ps` shows it: written over the memory of the arguments, which is where the
-//! kernel reads `/proc/PID/cmdline` from. A title may be longer than the arguments were: the environment, which
-//! lies behind them, is moved away first. Where the kernel does not tell the places there are no titles, nor under valgrind,
-//! which goes on reading there.
+//! The title of a process, as `ps` shows it: written over the memory of the arguments, which is where the kernel reads
+//! `/proc/PID/cmdline` from. A title may be longer than the arguments were: the environment, which lies behind them, is
+//! moved away first. Where the kernel does not tell the places there are no titles, nor under valgrind, which goes on
+//! reading there.
 
 #![allow(unsafe_code)]
 

@@ -1,5 +1,6 @@
-//! The program's allocator, which overwrites what is freed. A worker starts as a copy of the supervisor: what that has freed,
-//! such as the text of a configuration, and what the worker itself drops of it, is not there to be read by handlers.
+//! The program's allocator, which overwrites what is freed. A worker starts as a copy of the supervisor: what that has
+//! freed, such as the text of a configuration, and what the worker itself drops of it, is not there to be read by
+//! handlers.
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};

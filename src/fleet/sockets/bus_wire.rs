@@ -1,9 +1,9 @@
-//! What workers and the bus say to each other: frames on a stream socket, each a length and what it says. Either side reads
-//! the other's as a stranger's. Knows no socket.
+//! What workers and the bus say to each other: frames on a stream socket, each a length and what it says. Either side
+//! reads the other's as a stranger's. Knows no socket.
 //!
-//! A worker numbers the topics that it subscribes to, and never gives a number twice; a topic is named by scope and name,
-//! with a NUL in between. The bus stamps each message with the time (ns of the monotonic clock) at which it took it in,
-//! later than the stamp before: a subscriber that has seen all up to a stamp can go on from there on any worker.
+//! A worker numbers the topics that it subscribes to, and never gives a number twice; a topic is named by scope and
+//! name, with a NUL in between. The bus stamps each message with the time (ns of the monotonic clock) at which it took
+//! it in, later than the stamp before: a subscriber that has seen all up to a stamp can go on from there on any worker.
 //!
 //! A bus that makes room for another one shuts its receiving side: what was sent until then it takes in, and what comes
 //! later fails at the worker, which keeps it for the next bus.
@@ -69,8 +69,8 @@ pub enum Request<'a> {
         /// The message.
         message: Publication<'a>,
     },
-    /// Subscribers of this topic want messages of at least so many bytes compressed like this: where other workers want that
-    /// too, the bus does it for all.
+    /// Subscribers of this topic want messages of at least so many bytes compressed like this: where other workers want
+    /// that too, the bus does it for all.
     Compress {
         /// The worker's number for it.
         topic: u32,

@@ -1,7 +1,7 @@
 //! The channel between the supervisor and a worker or auxiliary process: a SOCK_SEQPACKET socket pair, non-blocking on
 //! both sides, with one message a datagram, as JSON: both processes are of the same executable. Carries commands, with
-//! descriptors where they need some, and reports, never a client's byte. What a worker sends may come from the code of a
-//! handler. The end of the channel is a message too: the other process has ended.
+//! descriptors where they need some, and reports, never a client's byte. What a worker sends may come from the code of
+//! a handler. The end of the channel is a message too: the other process has ended.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -28,8 +28,8 @@ pub enum Command {
         /// How many at most.
         count: u16,
     },
-    /// Accept nothing more, move all connections to another slot, or to the inbox whose sending end comes with this, and
-    /// exit.
+    /// Accept nothing more, move all connections to another slot, or to the inbox whose sending end comes with this,
+    /// and exit.
     Migrate {
         /// The other slot, if no descriptor comes.
         to: u16,
@@ -234,8 +234,8 @@ impl Channel {
         Ok(self.recv(0)?.map(|(report, _)| report))
     }
 
-    /// Reports that it is ready, and waits until it is told to begin; false: it is told to leave, or the supervisor has ended.
-    /// [auxiliary process]
+    /// Reports that it is ready, and waits until it is told to begin; false: it is told to leave, or the supervisor has
+    /// ended. [auxiliary process]
     pub fn stand_by(&self) -> io::Result<bool> {
         self.send_report(&AUXILIARY_READY)?;
         loop {

@@ -1,5 +1,5 @@
-//! A datagram, or a piece of a stream, and descriptors with it where they are needed (unix(7), SCM_RIGHTS). Knows nothing of
-//! what is in it.
+//! A datagram, or a piece of a stream, and descriptors with it where they are needed (unix(7), SCM_RIGHTS). Knows
+//! nothing of what is in it.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;

@@ -1,8 +1,8 @@
 //! What a gateway knows of a connection that it relays, as bytes that move with the connection from worker to worker.
 //! Whoever reads them checks them like a stranger's. Knows nothing of TLS but the names of its facts.
 
-/// Bytes that the facts of one connection may take. A certificate chain has 64 KiB at most (RFC 8446 section 4: a handshake
-/// message that rustls accepts).
+/// Bytes that the facts of one connection may take. A certificate chain has 64 KiB at most (RFC 8446 section 4: a
+/// handshake message that rustls accepts).
 pub const MAX_FACTS: usize = 72 * 1024;
 /// Bytes in front of the fields: the checksum of what follows it, then the flags.
 const FIXED: usize = 5;

@@ -1,7 +1,7 @@
 //! The queue in which gateways leave connections for the workers of the default pool. A datagram is one connection: a
-//! preamble, and the descriptor that the worker is to serve. The workers share the receiving end as they share a listening
-//! socket, so what waits in it outlives a worker that dies; the gateways have the sending end, and nobody else could write
-//! a preamble.
+//! preamble, and the descriptor that the worker is to serve. The workers share the receiving end as they share a
+//! listening socket, so what waits in it outlives a worker that dies; the gateways have the sending end, and nobody
+//! else could write a preamble.
 
 use std::io;
 use std::net::SocketAddr;

@@ -1,5 +1,5 @@
-//! A value and descriptors, handed to another process over a socket that keeps datagrams apart. The first descriptor is a
-//! file in memory with the value as JSON; several come in a datagram. One with [`END`] and none follows them.
+//! A value and descriptors, handed to another process over a socket that keeps datagrams apart. The first descriptor is
+//! a file in memory with the value as JSON; several come in a datagram. One with [`END`] and none follows them.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};

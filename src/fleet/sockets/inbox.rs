@@ -1,9 +1,9 @@
 //! Inboxes: the Unix sockets on which connections arrive from other processes.
 //!
-//! The supervisor makes one for each slot. A worker gets the sending ends of those of its own pool, and of those of the pools
-//! that it hands requests to; what lies in an inbox outlives the process that was to read it. A datagram carries up to
-//! [`MAX_FDS`] descriptors and a description of as many connections, whose format is the worker's matter. Who has the
-//! sending end may be the code of a handler, and send anything.
+//! The supervisor makes one for each slot. A worker gets the sending ends of those of its own pool, and of those of the
+//! pools that it hands requests to; what lies in an inbox outlives the process that was to read it. A datagram carries
+//! up to [`MAX_FDS`] descriptors and a description of as many connections, whose format is the worker's matter. Who has
+//! the sending end may be the code of a handler, and send anything.
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -143,7 +143,8 @@ impl Parcel {
         (self.used, self.bytes, self.count) = (0, 0, 0);
     }
 
-    /// Sends all and empties it. On an error nothing was sent and it keeps its content; `WouldBlock`: the inbox is full.
+    /// Sends all and empties it. On an error nothing was sent and it keeps its content; `WouldBlock`: the inbox is
+    /// full.
     ///
     /// # Safety
     /// What was promised to [`add`](Self::add) must hold.

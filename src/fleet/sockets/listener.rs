@@ -117,8 +117,8 @@ impl Listener {
         }
     }
 
-    /// Whether workers have to refuse connections while it is [paused](Self::pause): a Unix socket that was shut down could
-    /// not listen again. At an [adopted](adopt) one they wait for the next server.
+    /// Whether workers have to refuse connections while it is [paused](Self::pause): a Unix socket that was shut down
+    /// could not listen again. At an [adopted](adopt) one they wait for the next server.
     pub fn is_refused_by_workers(&self) -> bool {
         matches!(self.address, Bound::Unix(_)) && self.asked.is_some()
     }
@@ -327,9 +327,9 @@ fn bind_address(address: SocketAddr, backlog: i32) -> io::Result<(Listener, Sock
     Ok((Listener::of(socket, Bound::Tcp(address))?, address))
 }
 
-/// Takes a congestion control that paces away from a socket whose connections never leave the machine: BBR's timers take a
-/// third of the time of a large message there, and there is no path to be probed. Accepted sockets inherit it; the route's
-/// `congctl` prevails, ip-route(8).
+/// Takes a congestion control that paces away from a socket whose connections never leave the machine: BBR's timers
+/// take a third of the time of a large message there, and there is no path to be probed. Accepted sockets inherit it;
+/// the route's `congctl` prevails, ip-route(8).
 fn unpace(socket: &Socket) {
     let is_paced = |name: Vec<u8>| name.starts_with(b"bbr");
     if socket.tcp_congestion().is_ok_and(is_paced) {

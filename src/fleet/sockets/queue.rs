@@ -1,5 +1,5 @@
-//! A socket pair of which the supervisor keeps both ends, so that what lies in it outlives the process that was to read it:
-//! the inbox of a slot, the queue of the gateways, and for each pool where its workers meet the bus.
+//! A socket pair of which the supervisor keeps both ends, so that what lies in it outlives the process that was to read
+//! it: the inbox of a slot, the queue of the gateways, and for each pool where its workers meet the bus.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

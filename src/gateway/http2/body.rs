@@ -1,5 +1,5 @@
-//! Copies the bytes of a stream in both directions. It reads from one side only after the other has accepted what was read
-//! before, and holds no memory while the stream is idle.
+//! Copies the bytes of a stream in both directions. It reads from one side only after the other has accepted what was
+//! read before, and holds no memory while the stream is idle.
 
 use std::future::poll_fn;
 use std::io;
@@ -69,8 +69,9 @@ impl Body {
         }
     }
 
-    /// Runs to the end of the stream. An error resets it, so that the peer does not take it for complete. If the response
-    /// is complete and the peer still sends, h2 resets it with NO_ERROR once everything was sent (RFC 9113 section 8.1).
+    /// Runs to the end of the stream. An error resets it, so that the peer does not take it for complete. If the
+    /// response is complete and the peer still sends, h2 resets it with NO_ERROR once everything was sent (RFC 9113
+    /// section 8.1).
     pub async fn run(mut self) {
         if poll_fn(|cx| self.poll(cx)).await.is_err() {
             self.send.send_reset(Reason::CANCEL);

@@ -1,6 +1,6 @@
-//! HTTP/2 (RFC 9113): each stream becomes a connection to a worker, which gets the equivalent HTTP/1.1 request. An extended
-//! CONNECT (RFC 8441) opens a WebSocket. Flow control is backpressure: bytes beyond the peer's window stay in the socket
-//! pair and in the worker's queue.
+//! HTTP/2 (RFC 9113): each stream becomes a connection to a worker, which gets the equivalent HTTP/1.1 request. An
+//! extended CONNECT (RFC 8441) opens a WebSocket. Flow control is backpressure: bytes beyond the peer's window stay in
+//! the socket pair and in the worker's queue.
 
 mod body;
 mod request;

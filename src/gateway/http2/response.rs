@@ -26,8 +26,8 @@ pub struct Answer {
 #[derive(Debug)]
 pub struct BadAnswer;
 
-/// Parses the head at the beginning of `input`, everything received so far; `None`: incomplete. `accept` is the value of
-/// Sec-WebSocket-Accept that a 101 must have; `None`: 101 is not valid.
+/// Parses the head at the beginning of `input`, everything received so far; `None`: incomplete. `accept` is the value
+/// of Sec-WebSocket-Accept that a 101 must have; `None`: 101 is not valid.
 pub fn parse(input: &[u8], accept: Option<&[u8]>) -> Result<Option<Answer>, BadAnswer> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut parsed = httparse::Response::new(&mut headers);

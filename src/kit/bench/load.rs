@@ -1,7 +1,8 @@
 //! The load: connections that send messages when they are due and measure the time to the answers.
 //!
-//! With a rate, each message is due at a fixed time, and its latency counts from then, even if the server stalls and the
-//! message is sent late (coordinated omission). Messages that are never answered count with the time that they have waited.
+//! With a rate, each message is due at a fixed time, and its latency counts from then, even if the server stalls and
+//! the message is sent late (coordinated omission). Messages that are never answered count with the time that they have
+//! waited.
 
 use std::collections::VecDeque;
 use std::io;

@@ -1,5 +1,5 @@
-//! `wshd bench URL`: measures how fast a resource answers. Every message must be answered with one, as by an echo. Uses one
-//! thread.
+//! `wshd bench URL`: measures how fast a resource answers. Every message must be answered with one, as by an echo. Uses
+//! one thread.
 
 mod load;
 mod report;

@@ -95,8 +95,8 @@ fn examine(bytes: &[u8], is_event: bool) -> object::read::Result<Vec<Finding>> {
     Ok(findings)
 }
 
-/// Whether a mangled name belongs to the C++ library, which no option hides: functions, constants, virtual tables and type
-/// information of the namespace std, and the placement forms of new and delete.
+/// Whether a mangled name belongs to the C++ library, which no option hides: functions, constants, virtual tables and
+/// type information of the namespace std, and the placement forms of new and delete.
 fn is_of_std(name: &str) -> bool {
     const PLACEMENT: [&str; 4] = ["_ZnwmPv", "_ZnamPv", "_ZdlPvS_", "_ZdaPvS_"];
     ["_ZNSt", "_ZNKSt", "_ZZNSt", "_ZSt", "_ZTVSt", "_ZTISt", "_ZTSSt"]

@@ -1,6 +1,6 @@
-//! Fault injection: serves a handler to misbehaving peers, lets time pass, and makes calls of the host fail, one test after
-//! the other, each with a new worker. The replies do not matter; the worker must survive, and the strict host must find no
-//! error.
+//! Fault injection: serves a handler to misbehaving peers, lets time pass, and makes calls of the host fail, one test
+//! after the other, each with a new worker. The replies do not matter; the worker must survive, and the strict host
+//! must find no error.
 
 use std::io::Write;
 use std::path::Path;

@@ -1,6 +1,6 @@
-//! `wshd check FILE...`: describes handlers and reports errors in them. Loads and starts each as a worker would, in a process
-//! of its own and with its settings in a configuration, and examines its file ([`elf`]). The processes are confined, unless
-//! the handlers are trusted.
+//! `wshd check FILE...`: describes handlers and reports errors in them. Loads and starts each as a worker would, in a
+//! process of its own and with its settings in a configuration, and examines its file ([`elf`]). The processes are
+//! confined, unless the handlers are trusted.
 
 mod elf;
 mod faults;
@@ -80,7 +80,8 @@ struct Checked {
 }
 
 impl Check {
-    /// Checks the files and directories and reports to `out`, in order. What handlers write to standard error goes to `log`.
+    /// Checks the files and directories and reports to `out`, in order. What handlers write to standard error goes to
+    /// `log`.
     pub fn run(
         &self,
         config: Option<&Config>,

@@ -1,8 +1,8 @@
-//! Serves one handler without a supervisor: a worker and a bus, on a Unix socket in a private directory, with a clock that
-//! the caller advances.
+//! Serves one handler without a supervisor: a worker and a bus, on a Unix socket in a private directory, with a clock
+//! that the caller advances.
 //!
-//! The worker is a forked process, so that its crash can be reported and connections can move to another one. For debuggers
-//! it runs on the main thread of this process, while another thread drives it.
+//! The worker is a forked process, so that its crash can be reported and connections can move to another one. For
+//! debuggers it runs on the main thread of this process, while another thread drives it.
 
 pub mod process;
 pub mod settings;
@@ -220,8 +220,8 @@ impl Host {
         }
     }
 
-    /// Moves all connections, to another process if the worker is one. The new process closes `peers`, descriptors of this
-    /// process.
+    /// Moves all connections, to another process if the worker is one. The new process closes `peers`, descriptors of
+    /// this process.
     pub fn move_connections(&mut self, peers: &[RawFd]) -> Result<(), String> {
         let Some(worker) = &self.worker else { return Err("the worker has ended".to_owned()) };
         let to = 1 - worker.slot;
@@ -253,7 +253,8 @@ impl Host {
 
     /// Waits until the event loop has processed everything that was pending.
     pub fn turn(&mut self) -> Result<(), String> {
-        // The current turn may have begun too early to see it; the next one sees it, and is over when another one begins.
+        // The current turn may have begun too early to see it; the next one sees it, and is over when another one
+        // begins.
         let (mut last, mut begun) = (None, 0);
         while begun < 2 {
             let Some(worker) = &self.worker else { return Err("the worker has ended".to_owned()) };

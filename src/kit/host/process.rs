@@ -105,8 +105,8 @@ pub fn fork(closed: &[RawFd], work: impl FnOnce() -> i32) -> io::Result<Process>
                 // A panic has logged its message.
                 catch_unwind(AssertUnwindSafe(work)).unwrap_or(Exit::Internal.code())
             });
-            // SAFETY: ends the child without exit handlers, which belong to its parent, or to the handler, whose threads may
-            // still run.
+            // SAFETY: ends the child without exit handlers, which belong to its parent, or to the handler, whose
+            // threads may still run.
             unsafe { libc::_exit(code) }
         }
     }
@@ -124,8 +124,9 @@ fn prepare() -> io::Result<()> {
     block_sigterm()
 }
 
-/// Kills all children of this process and their orphans, and returns their number. Children that keep forking are bounded
-/// by [`Confinement::of_untrusted`](crate::confine::Confinement::of_untrusted); after [`MAX_ROUNDS`] this gives up.
+/// Kills all children of this process and their orphans, and returns their number. Children that keep forking are
+/// bounded by [`Confinement::of_untrusted`](crate::confine::Confinement::of_untrusted); after [`MAX_ROUNDS`] this gives
+/// up.
 pub fn kill_children() -> usize {
     orphans::kill_all_but(&BTreeSet::new(), MAX_ROUNDS)
 }

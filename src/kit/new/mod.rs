@@ -1,5 +1,5 @@
-//! `wshd new NAME`: creates a directory with a handler that builds and passes its test. All files, including the interface,
-//! are embedded in this executable, so no installed header is needed. Overwrites nothing.
+//! `wshd new NAME`: creates a directory with a handler that builds and passes its test. All files, including the
+//! interface, are embedded in this executable, so no installed header is needed. Overwrites nothing.
 
 use std::fs::{self, File};
 use std::io::{self, Write};

@@ -182,8 +182,8 @@ fn words(variable: &str, default: &str) -> Vec<String> {
     text.split_whitespace().map(str::to_owned).collect()
 }
 
-/// Whether this C++ compiler has -fno-gnu-unique, which keeps statics of templates apart from those of other handlers. g++
-/// has it; clang++ does not share them anyway.
+/// Whether this C++ compiler has -fno-gnu-unique, which keeps statics of templates apart from those of other handlers.
+/// g++ has it; clang++ does not share them anyway.
 fn knows_no_gnu_unique(compiler: &[String]) -> bool {
     let Some((program, first)) = compiler.split_first() else { return false };
     let mut command = Command::new(program);

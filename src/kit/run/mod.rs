@@ -1,6 +1,6 @@
-//! `wshd run FILE`: serves one handler during development. Compiles a source, and after each change compiles it again and
-//! reloads the server, a child with one worker whose log is passed through. A version that does not compile or load changes
-//! nothing.
+//! `wshd run FILE`: serves one handler during development. Compiles a source, and after each change compiles it again
+//! and reloads the server, a child with one worker whose log is passed through. A version that does not compile or load
+//! changes nothing.
 
 pub(super) mod build;
 mod log;

@@ -1,5 +1,5 @@
-//! Reports callbacks that block a worker's event loop. Samples over the control socket what the worker executes: a reported
-//! time is up to one interval too short.
+//! Reports callbacks that block a worker's event loop. Samples over the control socket what the worker executes: a
+//! reported time is up to one interval too short.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -34,7 +34,8 @@ pub fn watch(control: PathBuf, limit: Duration, sender: SyncSender<Event>) {
     });
 }
 
-/// Compares two samples: returns a line if a callback over the limit has ended, and the sample to compare with the next.
+/// Compares two samples: returns a line if a callback over the limit has ended, and the sample to compare with the
+/// next.
 fn step(seen: Option<Executes>, now: Option<Executes>, limit: f64) -> (Option<String>, Option<Executes>) {
     let is_same = |a: &Executes, b: &Executes| {
         b.time >= a.time && a.callback == b.callback && a.connection == b.connection && a.handler == b.handler

@@ -1,5 +1,5 @@
-//! `wshd test FILE SCRIPT`: runs a scripted conversation against a handler and compares its replies with those expected.
-//! A [`Host`] serves the handler with the code of a worker.
+//! `wshd test FILE SCRIPT`: runs a scripted conversation against a handler and compares its replies with those
+//! expected. A [`Host`] serves the handler with the code of a worker.
 
 mod conversation;
 mod script;

@@ -21,8 +21,8 @@ pub fn list<'a>(values: impl Iterator<Item = &'a [u8]>) -> impl Iterator<Item = 
         .filter(|element| !element.is_empty())
 }
 
-/// The pieces between separators, without the white space around them; separators in quoted strings do not count. A quoted
-/// string without an end reaches to the end of the text, and is none for [`unquoted`].
+/// The pieces between separators, without the white space around them; separators in quoted strings do not count. A
+/// quoted string without an end reaches to the end of the text, and is none for [`unquoted`].
 pub fn split(text: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
     let (mut is_quoted, mut is_escaped) = (false, false);
     let pieces = text.split(move |&byte| {

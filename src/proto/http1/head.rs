@@ -62,8 +62,8 @@ pub(in crate::proto) const fn bad(why: &'static str) -> BadRequest {
     BadRequest::new(400, why)
 }
 
-/// Up to this length an incomplete head is parsed at each call, to refuse what is not HTTP early. A longer one is parsed
-/// once, when its end has come.
+/// Up to this length an incomplete head is parsed at each call, to refuse what is not HTTP early. A longer one is
+/// parsed once, when its end has come.
 const EARLY: usize = 1024;
 /// RFC 9112 section 2.2: "at least one empty line" before the request line is ignored. Bytes of line ends.
 const BLANK: usize = 4;
@@ -270,7 +270,8 @@ impl Head {
         self.text(self.target)
     }
 
-    /// Path and query, whichever form the target had (RFC 9112 section 3.2). "*" and the authority-form are left as they are.
+    /// Path and query, whichever form the target had (RFC 9112 section 3.2). "*" and the authority-form are left as
+    /// they are.
     pub fn resource(&self) -> &str {
         self.text(self.resource)
     }
@@ -291,8 +292,8 @@ impl Head {
         self.text(self.authority)
     }
 
-    /// The same in its parts, unless it is empty. Without a port of its own it has that of the target's scheme; in other
-    /// forms of the target the scheme, and so its port, is not known: whoever ended TLS may have sent it on.
+    /// The same in its parts, unless it is empty. Without a port of its own it has that of the target's scheme; in
+    /// other forms of the target the scheme, and so its port, is not known: whoever ended TLS may have sent it on.
     pub fn host_and_port(&self) -> Option<Authority<'_>> {
         let authority = Authority::parse(self.authority())?;
         let scheme_port = (self.scheme_port != 0).then_some(self.scheme_port);

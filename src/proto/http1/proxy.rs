@@ -6,8 +6,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// A complete header: whom the proxy speaks for, and how many bytes of the input it has. `None`: for itself, or it does not
-/// know; then the real address counts.
+/// A complete header: whom the proxy speaks for, and how many bytes of the input it has. `None`: for itself, or it does
+/// not know; then the real address counts.
 pub type ProxyHeader = (Option<SocketAddr>, usize);
 
 /// The input does not begin with a header: the connection is to be dropped (section 2: receivers must not guess).
@@ -24,8 +24,8 @@ const V2_FIXED: usize = 16;
 /// Section 2.2.3, PP2_TYPE_CRC32C.
 const CHECKSUM: u8 = 3;
 
-/// Parses the header at the beginning of `input`, which is everything received so far; `None` if it is not complete, and right
-/// so far.
+/// Parses the header at the beginning of `input`, which is everything received so far; `None` if it is not complete,
+/// and right so far.
 pub fn parse(input: &[u8]) -> Result<Option<ProxyHeader>, BadHeader> {
     let begins = |with: &[u8]| input.iter().zip(with).all(|(byte, expected)| byte == expected);
     if begins(V2) {

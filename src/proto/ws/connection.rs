@@ -69,9 +69,9 @@ pub enum Event {
         /// The peer's; UTF-8, at most 123 octets.
         reason: Body,
     },
-    /// The peer broke the protocol or a limit. The connection is finished; a Close frame with `code` has been
-    /// appended, unless one was sent before. After `defer_failures` the caller sends it with `close()`, as it answers the
-    /// peer's Close.
+    /// The peer broke the protocol or a limit. The connection is finished; a Close frame with `code` has been appended,
+    /// unless one was sent before. After `defer_failures` the caller sends it with `close()`, as it answers the peer's
+    /// Close.
     Failed {
         /// RFC 6455 7.4.1.
         code: u16,
@@ -189,8 +189,8 @@ impl Connection {
         }
     }
 
-    /// The same for the usual message, which costs less then: a whole one in one frame, where it lies in `input`. `None`, and
-    /// nothing was taken, for anything else: that is for [`receive_other`](Self::receive_other).
+    /// The same for the usual message, which costs less then: a whole one in one frame, where it lies in `input`.
+    /// `None`, and nothing was taken, for anything else: that is for [`receive_other`](Self::receive_other).
     #[inline(always)]
     pub fn receive_whole(
         &mut self,

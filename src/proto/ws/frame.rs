@@ -94,8 +94,9 @@ pub fn decode(input: &[u8], rsv1: bool) -> Result<Option<(FrameHeader, usize)>, 
     Ok(Some((FrameHeader { fin, rsv1, opcode, len, mask: Mask::new(key) }, before_key + 4)))
 }
 
-/// Decodes the header of a frame that is a whole text or binary message and uses no extension: opcode, octets of payload,
-/// key, and octets of the header. `None` for any other frame, and for what is wrong or incomplete: that is `decode`'s.
+/// Decodes the header of a frame that is a whole text or binary message and uses no extension: opcode, octets of
+/// payload, key, and octets of the header. `None` for any other frame, and for what is wrong or incomplete: that is
+/// `decode`'s.
 #[inline]
 pub fn decode_simple(input: &[u8]) -> Option<(Opcode, usize, Mask, usize)> {
     let (first, len, key, header) = match *input {

@@ -228,9 +228,9 @@ impl Decoder {
         Ok((stage, item.or(nothing)))
     }
 
-    /// Where the caller may put the next octets of a frame as they come instead of passing them to `next`: a buffer, and
-    /// how many may be appended to it. Only within a frame whose payload is gathered as it is, and not for fewer than
-    /// `least`, or the rest of the frame. `taken` is to be told.
+    /// Where the caller may put the next octets of a frame as they come instead of passing them to `next`: a buffer,
+    /// and how many may be appended to it. Only within a frame whose payload is gathered as it is, and not for fewer
+    /// than `least`, or the rest of the frame. `taken` is to be told.
     pub fn intake(&mut self, least: usize) -> Option<(&mut Vec<u8>, usize)> {
         let Partial { stage: Stage::Payload(header), message: Some(message), .. } =
             self.partial.as_deref_mut()?
@@ -447,8 +447,8 @@ fn next_header(
     Ok(Err(Stage::Header { have: filled as u8, octets }))
 }
 
-/// The next frame, if that is a whole message, uses no extension and lies in `input` as a whole: its type, and where its
-/// payload lies, unmasked. `None`, and nothing has changed, for any other, and for what is wrong: that is
+/// The next frame, if that is a whole message, uses no extension and lies in `input` as a whole: its type, and where
+/// its payload lies, unmasked. `None`, and nothing has changed, for any other, and for what is wrong: that is
 /// [`Decoder::next`]'s.
 #[inline(always)]
 pub fn whole(input: &mut [u8], at: &mut usize, limits: &Limits) -> Option<(Kind, Range<usize>)> {

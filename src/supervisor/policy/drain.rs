@@ -1,6 +1,6 @@
-//! Draining: health checks fail first, so that load balancers send nobody any more; after a grace nothing is accepted and
-//! connections are closed over a time; then the server stops. Until then it can resume, unless it was told to stop (a last
-//! drain). Each row is a state, each column an event:
+//! Draining: health checks fail first, so that load balancers send nobody any more; after a grace nothing is accepted
+//! and connections are closed over a time; then the server stops. Until then it can resume, unless it was told to stop
+//! (a last drain). Each row is a state, each column an event:
 //!
 //! | | Begin | Resume | Time | Empty |
 //! |---|---|---|---|---|

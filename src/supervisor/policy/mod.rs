@@ -1,5 +1,5 @@
-//! What the supervisor decides, as functions of state, event and time. No system call, no clock, no I/O: a test enforces
-//! it (`tests/rooms.rs`). The supervisor's loop carries the decisions out.
+//! What the supervisor decides, as functions of state, event and time. No system call, no clock, no I/O: a test
+//! enforces it (`tests/rooms.rs`). The supervisor's loop carries the decisions out.
 
 pub mod backoff;
 pub mod drain;

@@ -123,8 +123,8 @@ impl Quarantine {
         }
     }
 
-    /// A worker has died in this handler before it could serve: once is enough, since none starts with it. False: nothing
-    /// is quarantined.
+    /// A worker has died in this handler before it could serve: once is enough, since none starts with it. False:
+    /// nothing is quarantined.
     pub fn on_death_at_start(&mut self, handler: u16) -> bool {
         if self.rules.deaths > 0 {
             self.handlers.entry(handler).or_default().does_not_start = true;

@@ -1,8 +1,8 @@
 //! Replacing workers while they serve. A replacement is started beside each, as a standby; it begins to serve, and the
 //! old worker hands its connections over and leaves, one after another.
 //!
-//! A reload is all or nothing: its standbys are started first, a few at a time, and only when all of them are ready does
-//! the first one serve. If one of them fails before that, all are dismissed and nothing has changed.
+//! A reload is all or nothing: its standbys are started first, a few at a time, and only when all of them are ready
+//! does the first one serve. If one of them fails before that, all are dismissed and nothing has changed.
 //!
 //! Change with [`RollingRestart::on`], then carry out [`RollingRestart::action`] until there is none.
 

@@ -1,9 +1,10 @@
 //! Which slots have a process: workers are started, restarted with a growing delay, stopped, and given up if none of
 //! them starts.
 //!
-//! A worker that dies is restarted at once the first time, then after 1 s, 2 s, 4 s and so on up to 30 s; a minute of service
-//! resets the delay. One that has served for a second is back after a second at the latest: there may be no other. One that
-//! crashes while it serves is restarted at once, as its connections wait, unless it does nothing but crash.
+//! A worker that dies is restarted at once the first time, then after 1 s, 2 s, 4 s and so on up to 30 s; a minute of
+//! service resets the delay. One that has served for a second is back after a second at the latest: there may be no
+//! other. One that crashes while it serves is restarted at once, as its connections wait, unless it does nothing but
+//! crash.
 //!
 //! Change with [`Slots::on`], then carry out [`Slots::action`] until there is none.
 

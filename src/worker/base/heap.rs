@@ -10,8 +10,9 @@ const MUCH: usize = 32 * 1024 * 1024;
 /// Time between two looks.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Watches how many bytes are in use, and has the heap trimmed when many of them have been free for a while. The C library
-/// keeps what is freed: its threshold for mappings of their own rises to 32 MiB with the first large one that is freed.
+/// Watches how many bytes are in use, and has the heap trimmed when many of them have been free for a while. The C
+/// library keeps what is freed: its threshold for mappings of their own rises to 32 MiB with the first large one that
+/// is freed.
 #[derive(Default)]
 pub struct HeapTrim {
     /// The most in use since the heap was trimmed; bytes.

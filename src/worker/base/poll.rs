@@ -70,8 +70,8 @@ impl Poll {
 
 pub const READABLE: u8 = 1;
 pub const WRITABLE: u8 = 2;
-/// Something has come to be read; reported once. It saves epoll from looking at the socket again when all of it has been
-/// read: a fiftieth of a short echo.
+/// Something has come to be read; reported once. It saves epoll from looking at the socket again when all of it has
+/// been read: a fiftieth of a short echo.
 pub const ARRIVALS: u8 = 4;
 
 fn flags_of(watched: u8) -> EpollFlags {

@@ -1,5 +1,5 @@
-//! What this process is to the others: its slot in the scoreboard, its channel to the supervisor, and how many connections
-//! it has.
+//! What this process is to the others: its slot in the scoreboard, its channel to the supervisor, and how many
+//! connections it has.
 //!
 //! A process for one connection counts one from its reservation to its end, so that it is reserved once.
 
@@ -43,7 +43,8 @@ impl Presence {
         self.scoreboard.changed();
     }
 
-    /// A connection arrives from another process. False: it is not served here, where the one connection has come already.
+    /// A connection arrives from another process. False: it is not served here, where the one connection has come
+    /// already.
     pub fn arrived(&self) -> bool {
         let Some(taken) = &self.taken else {
             self.slot.connections.fetch_add(1, Ordering::Relaxed);

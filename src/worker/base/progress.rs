@@ -1,5 +1,5 @@
-//! How far messages of topics have come to connections. What one has seen can be told at any moment, also in the middle of a
-//! message that goes to many: they are served in the order of their ids.
+//! How far messages of topics have come to connections. What one has seen can be told at any moment, also in the middle
+//! of a message that goes to many: they are served in the order of their ids.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

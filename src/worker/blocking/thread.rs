@@ -49,8 +49,8 @@ thread_local! {
     static CURRENT: RefCell<Option<Current>> = const { RefCell::new(None) };
 }
 
-/// The host of all threads but the event loop's: those of blocking connections, and those that handlers have made, which have
-/// no connection of their own.
+/// The host of all threads but the event loop's: those of blocking connections, and those that handlers have made,
+/// which have no connection of their own.
 pub struct ThreadHost {
     commands: &'static CommandQueue,
     /// Handshakes that other threads may finish.

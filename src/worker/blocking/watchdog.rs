@@ -1,9 +1,10 @@
-//! Finds handlers that hang: a thread that is in a handler's code and makes no call of the host for longer than its time. It
-//! is named in the log, and the rescue ends the worker on that very thread.
+//! Finds handlers that hang: a thread that is in a handler's code and makes no call of the host for longer than its
+//! time. It is named in the log, and the rescue ends the worker on that very thread.
 //!
-//! The event loop is judged by the clock on the wall: whoever waits there holds up all others. A blocking handler's thread is
-//! judged by the processor time that it burns, since waiting for a condition of its own harms nobody; a limit on its waiting
-//! is a setting of its own. Time is counted in ticks of this thread, so that it does not pass while the process is stopped.
+//! The event loop is judged by the clock on the wall: whoever waits there holds up all others. A blocking handler's
+//! thread is judged by the processor time that it burns, since waiting for a condition of its own harms nobody; a limit
+//! on its waiting is a setting of its own. Time is counted in ticks of this thread, so that it does not pass while the
+//! process is stopped.
 
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

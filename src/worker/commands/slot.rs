@@ -3,10 +3,10 @@
 //!
 //! - A thread enters, and leaves its command in the queue, under the queue's lock. From then on the command is counted
 //!   in the slot's gate until the loop has carried it out.
-//! - The loop releases a connection only by [`Lease::close_if_quiet`], which succeeds only if no command is counted, and
-//!   after which nobody can enter.
-//! - Both words are tagged with the connection's generation: what belongs to a connection that has gone is never counted
-//!   for the one that has the slot next.
+//! - The loop releases a connection only by [`Lease::close_if_quiet`], which succeeds only if no command is counted,
+//!   and after which nobody can enter.
+//! - Both words are tagged with the connection's generation: what belongs to a connection that has gone is never
+//!   counted for the one that has the slot next.
 
 use super::sync::{AtomicU64, Mutex, MutexGuard, Ordering, PoisonError, fence};
 
@@ -14,8 +14,8 @@ use super::sync::{AtomicU64, Mutex, MutexGuard, Ordering, PoisonError, fence};
 const MAX_POSTS: u32 = 1024;
 /// Messages and Pings of one connection that may be under way, however small.
 const MAX_SENDS: u32 = MAX_COMMANDS - 2 * MAX_POSTS;
-/// Commands of any kind that are counted. Those that are neither sent nor posted are few: a Close is the last one, and a
-/// new wish to pause replaces the one before.
+/// Commands of any kind that are counted. Those that are neither sent nor posted are few: a Close is the last one, and
+/// a new wish to pause replaces the one before.
 const MAX_COMMANDS: u32 = 0x7fff;
 
 /// Why a thread may not enter.
@@ -159,7 +159,8 @@ impl Lease<'_> {
         if (bytes >> 32) as u32 == self.generation { bytes as u32 as usize } else { 0 }
     }
 
-    /// Whether the send queue has reached `high`. If so on_writable is pending: the loop calls it once that has drained.
+    /// Whether the send queue has reached `high`. If so on_writable is pending: the loop calls it once that has
+    /// drained.
     pub fn is_full(&self, high: usize) -> bool {
         let is_above = || {
             self.bytes() >= high || {
@@ -176,8 +177,8 @@ impl Lease<'_> {
         is_above()
     }
 
-    /// Notes whether reading is to stop or to go on. True if a command is to say so, which is counted from now on: the loop
-    /// has not been told of an earlier wish.
+    /// Notes whether reading is to stop or to go on. True if a command is to say so, which is counted from now on: the
+    /// loop has not been told of an earlier wish.
     pub fn set_pause(&self, paused: bool) -> Result<bool, Refused> {
         let wish = if paused { 1 } else { 2 };
         let replaced = self.change(|gate| {
@@ -245,8 +246,8 @@ impl Lease<'_> {
         fence(Ordering::SeqCst);
     }
 
-    /// The loop begins or continues a fragmented message of this type; returns the type of the one under way, or 0. `None`,
-    /// and nothing has changed, if that is another type.
+    /// The loop begins or continues a fragmented message of this type; returns the type of the one under way, or 0.
+    /// `None`, and nothing has changed, if that is another type.
     pub fn begin_fragments(&self, kind: u32) -> Option<u32> {
         let may = |gate: Gate| [0, kind].contains(&gate.fragments());
         self.change(|gate| may(gate).then(|| gate.with_fragments(kind))).map(Gate::fragments)

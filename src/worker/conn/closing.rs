@@ -1,8 +1,8 @@
 //! Sends Close frames and ends connections. `session` calls the handlers.
 //!
-//! A peer ends what it sends by a Close frame, by the end of its stream or by a violation of the protocol; or the server
-//! wishes to end. The thread of a blocking handler then has a last call: it takes and answers what has come, says so, and
-//! only then the connection is closed (RFC 6455 5.5.1, 7.1.1).
+//! A peer ends what it sends by a Close frame, by the end of its stream or by a violation of the protocol; or the
+//! server wishes to end. The thread of a blocking handler then has a last call: it takes and answers what has come,
+//! says so, and only then the connection is closed (RFC 6455 5.5.1, 7.1.1).
 
 use std::net::Shutdown;
 
@@ -88,7 +88,8 @@ impl Conns {
         self.begin_close(id, by, code);
     }
 
-    /// Closes the socket. If the peer may still be sending, waits for its end first: a reset would discard our Close frame.
+    /// Closes the socket. If the peer may still be sending, waits for its end first: a reset would discard our Close
+    /// frame.
     pub fn shutdown(&self, id: u64) {
         self.release_memory(id);
         {
@@ -119,8 +120,8 @@ impl Conns {
         }
     }
 
-    /// The peer has closed its end. It may still read: what was received before is answered, and what is queued is sent.
-    /// False if the connection is not open.
+    /// The peer has closed its end. It may still read: what was received before is answered, and what is queued is
+    /// sent. False if the connection is not open.
     pub fn input_ended(&self, id: u64) -> bool {
         let is_answered = |open: &mut Open, io: &mut Io| {
             open.proto.end_input(io);

@@ -1,5 +1,5 @@
-//! Where bytes lie that travel with a connection to another process, beside its record: by slot, apart from the heap and with
-//! a checksum, so that a crash can send them along. What has none costs nothing.
+//! Where bytes lie that travel with a connection to another process, beside its record: by slot, apart from the heap
+//! and with a checksum, so that a crash can send them along. What has none costs nothing.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -61,8 +61,8 @@ pub struct RawExtents {
 }
 
 impl RawExtents {
-    /// Where the bytes of a slot are, for the kernel to read; [`NOTHING`] if there are none. `None` if they are not as they
-    /// were. Cannot fault. Async-signal-safe.
+    /// Where the bytes of a slot are, for the kernel to read; [`NOTHING`] if there are none. `None` if they are not as
+    /// they were. Cannot fault. Async-signal-safe.
     pub fn find(self, slot: usize) -> Option<*const [u8]> {
         if slot >= self.count {
             return Some(NOTHING);

@@ -1,6 +1,6 @@
-//! Small replies are written at the end of the turn. A write wakes the peer's process, which then competes with the loop for
-//! the processor, so the loop reads from all ready sockets first. In a crash an unwritten reply moves with its connection, or
-//! is written by the rescue.
+//! Small replies are written at the end of the turn. A write wakes the peer's process, which then competes with the
+//! loop for the processor, so the loop reads from all ready sockets first. In a crash an unwritten reply moves with its
+//! connection, or is written by the rescue.
 
 use std::io;
 use std::time::Duration;
@@ -59,8 +59,8 @@ impl Conns {
         }
     }
 
-    /// Leaves the replies of a connection for later, if they are small and it could move with them. Returns whether it is time
-    /// to write them.
+    /// Leaves the replies of a connection for later, if they are small and it could move with them. Returns whether it
+    /// is time to write them.
     fn gather(&self, id: u64) -> Option<bool> {
         let core = &mut *self.core.borrow_mut();
         if !core.gathered.is_on {

@@ -48,8 +48,8 @@ impl HandlerTimers {
         self.waiting.iter().map(|timer| timer.at).min().unwrap_or(Instant::NEVER)
     }
 
-    /// Removes the one that expired first, of those with the same time the one that was set first. What a callback sets does
-    /// not expire for the same `now`, so that others get their turn.
+    /// Removes the one that expired first, of those with the same time the one that was set first. What a callback sets
+    /// does not expire for the same `now`, so that others get their turn.
     pub fn pop(&mut self, now: Instant) -> Option<Task> {
         let expired = self.waiting.iter().enumerate().filter(|(_, timer)| timer.at <= now);
         let (index, _) = expired.min_by_key(|(_, timer)| (timer.at, timer.number))?;

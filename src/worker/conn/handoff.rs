@@ -1,4 +1,5 @@
-//! The format in which one process hands connections to another: crash rescue, balance, reload and upgrade use the same.
+//! The format in which one process hands connections to another: crash rescue, balance, reload and upgrade use the
+//! same.
 //!
 //! An entry is a fixed header, the record as it lies in memory, and the parts
 //! that the record points to. Both sides are the same executable.
@@ -33,8 +34,8 @@ struct EntryHeader {
     /// In the first entry of a datagram: how many entries it has, each with a descriptor. Else of no meaning.
     count: u32,
     purpose: u32,
-    /// Sizes of spilled facts and strings, state, request head (before the handshake what was read of it), subscriptions, and
-    /// what is still to be sent to the peer.
+    /// Sizes of spilled facts and strings, state, request head (before the handshake what was read of it),
+    /// subscriptions, and what is still to be sent to the peer.
     parts: [u32; 5],
     /// Stamp of the last message of any topic that the connection has got, as far as its subscriptions were live.
     seen: u64,
@@ -67,8 +68,8 @@ impl Shipment {
     /// Adds a connection, with what travels beside its record; false if it has to be sent first.
     ///
     /// # Safety
-    /// The record and what it points to must stay as they are until the shipment is sent, and its descriptor open. Parts
-    /// that cannot be read are an error of [`send`](Self::send), nothing worse.
+    /// The record and what it points to must stay as they are until the shipment is sent, and its descriptor open.
+    /// Parts that cannot be read are an error of [`send`](Self::send), nothing worse.
     pub unsafe fn add(&mut self, record: &Record, purpose: Purpose, beside: &Beside) -> bool {
         let [spill, state, head] = record.part_places();
         let parts = match purpose {
@@ -130,8 +131,8 @@ impl Shipment {
     }
 }
 
-/// What waits in the send queue of a connection, as far as that can be sent along; `None` if it was damaged. Cannot fault.
-/// Async-signal-safe.
+/// What waits in the send queue of a connection, as far as that can be sent along; `None` if it was damaged. Cannot
+/// fault. Async-signal-safe.
 pub fn unsent_of(record: &Record, id: u64, extents: RawExtents) -> Option<*const [u8]> {
     match record.flags() & flags::UNSENT {
         0 => Some(NOTHING),

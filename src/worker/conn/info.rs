@@ -127,8 +127,8 @@ impl Info<'_> {
     }
 }
 
-/// The facts of a blocking connection in memory of its thread's own. Handlers hold on to the strings: they stay where they
-/// are.
+/// The facts of a blocking connection in memory of its thread's own. Handlers hold on to the strings: they stay where
+/// they are.
 pub struct OwnedInfo {
     pub stage: Stage,
     strings: Strings<Vec<u8>>,

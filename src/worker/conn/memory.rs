@@ -12,8 +12,8 @@ use crate::worker::conn::table::{Conn, Pause};
 const TRY_AGAIN_LATER: u16 = 1013;
 
 impl Core {
-    /// Something was compressed for a connection, with a context that it keeps. If all contexts together are too large now,
-    /// the longest idle lose theirs.
+    /// Something was compressed for a connection, with a context that it keeps. If all contexts together are too large
+    /// now, the longest idle lose theirs.
     #[inline(never)]
     pub fn count_context(&mut self, id: u64, now: Instant) {
         let Some(open) = self.table.get(id).and_then(Conn::open) else { return };
@@ -23,7 +23,8 @@ impl Core {
         self.drop_surplus_contexts(now);
     }
 
-    /// Drops contexts of connections that were not sent anything compressed for too long, or for the longest time of all.
+    /// Drops contexts of connections that were not sent anything compressed for too long, or for the longest time of
+    /// all.
     pub fn drop_surplus_contexts(&mut self, now: Instant) {
         while let Some(id) = self.contexts.surplus(now) {
             let Some(open) = self.table.get(id).and_then(Conn::open) else { return };
@@ -39,8 +40,8 @@ impl Core {
 }
 
 impl Conns {
-    /// Counts the memory that a connection's incomplete message takes now. If there is too little, reading pauses or the
-    /// connection is closed.
+    /// Counts the memory that a connection's incomplete message takes now. If there is too little, reading pauses or
+    /// the connection is closed.
     #[inline(never)]
     pub fn count_share(&self, id: u64) {
         let now = self.now();
@@ -74,8 +75,9 @@ impl Conns {
         self.metrics.lane.present().receiving.set(core.receive_budget.sum() as u64);
     }
 
-    /// Once a heartbeat, and when memory was released that others wait for: connections for which there is memory again go
-    /// on, the oldest that others have waited for too long is closed, and memory that is free goes back to the system.
+    /// Once a heartbeat, and when memory was released that others wait for: connections for which there is memory again
+    /// go on, the oldest that others have waited for too long is closed, and memory that is free goes back to the
+    /// system.
     pub fn trim_memory(&self) {
         let now = self.now();
         let (released, overdue, is_trim_due) = {

@@ -128,7 +128,8 @@ impl Conns {
         Some(self.count_all_queues(counted.own, left.own))
     }
 
-    /// Updates the bytes in all send queues after one queue's own bytes changed from `before` to `after`; returns the sum.
+    /// Updates the bytes in all send queues after one queue's own bytes changed from `before` to `after`; returns the
+    /// sum.
     pub fn count_all_queues(&self, before: u32, after: u32) -> usize {
         let (counted, shared) = self.shared_frames.count();
         let sum =
@@ -170,7 +171,8 @@ impl Conns {
         });
     }
 
-    /// The connection ends with what `write`, which is given its handler, puts into its send queue, and a file behind that.
+    /// The connection ends with what `write`, which is given its handler, puts into its send queue, and a file behind
+    /// that.
     fn finish_with(&self, id: u64, write: impl FnOnce(u16, &mut Vec<u8>) -> Option<FileBody>) {
         {
             let core = &mut *self.core.borrow_mut();
@@ -196,8 +198,8 @@ impl Conns {
     }
 }
 
-/// Writes a connection's queue, and pieces of a file behind it; true if the socket took anything. The queue is dropped if
-/// the socket fails.
+/// Writes a connection's queue, and pieces of a file behind it; true if the socket took anything. The queue is dropped
+/// if the socket fails.
 fn write_queue(conn: &mut Conn) -> bool {
     let mut progress = false;
     while let Some(queue) = &mut conn.queue {
@@ -226,7 +228,8 @@ fn write_queue(conn: &mut Conn) -> bool {
     progress
 }
 
-/// The record flags of a connection that is not being processed. `has_unsent`: what waits in its send queue travels with it.
+/// The record flags of a connection that is not being processed. `has_unsent`: what waits in its send queue travels
+/// with it.
 fn flags_of(conn: &Conn, has_unsent: bool) -> u32 {
     let boundary = conn.queue.as_ref().is_none_or(|queue| queue.is_at_start());
     let movable = (conn.queue.is_none() || has_unsent) && !conn.has_unread();

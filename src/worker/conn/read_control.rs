@@ -1,4 +1,5 @@
-//! Read control: reading pauses for reasons and resumes when the last one is gone. What epoll watches follows from that.
+//! Read control: reading pauses for reasons and resumes when the last one is gone. What epoll watches follows from
+//! that.
 
 use crate::worker::base::poll::{ARRIVALS, READABLE, WRITABLE};
 use crate::worker::conn::connections::Conns;

@@ -23,8 +23,8 @@ impl Buffer {
         Buffer(vec![0; LINE + AT_ONCE + 1])
     }
 
-    /// [`AT_ONCE`] bytes and one for the NUL after a message. The payload of a large frame that comes first begins with a
-    /// cache line, which makes it cheaper to unmask, to validate and to copy.
+    /// [`AT_ONCE`] bytes and one for the NUL after a message. The payload of a large frame that comes first begins with
+    /// a cache line, which makes it cheaper to unmask, to validate and to copy.
     pub fn bytes(&mut self) -> &mut [u8] {
         let turns = self.0.as_ptr().addr().next_multiple_of(LINE) - self.0.as_ptr().addr();
         let start = (turns + LINE - LARGE_HEADER) % LINE;

@@ -1,6 +1,6 @@
-//! The memory that a worker's incomplete messages may take together. From three quarters of it on, connections in the middle
-//! of a large message wait, except for the oldest, so that there is no deadlock. When all of it is taken even without what
-//! the oldest holds, a connection that still grows is refused. Knows no sockets.
+//! The memory that a worker's incomplete messages may take together. From three quarters of it on, connections in the
+//! middle of a large message wait, except for the oldest, so that there is no deadlock. When all of it is taken even
+//! without what the oldest holds, a connection that still grows is refused. Knows no sockets.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

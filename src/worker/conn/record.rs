@@ -37,7 +37,8 @@ pub mod flags {
     pub const THREAD: u32 = 32;
     /// As `OPENING`, but more than the request was read, which no other process can know.
     pub const AHEAD: u32 = 64;
-    /// What waits in the send queue is whole frames, and noted in the place of its slot: it is sent before anything else.
+    /// What waits in the send queue is whole frames, and noted in the place of its slot: it is sent before anything
+    /// else.
     pub const UNSENT: u32 = 128;
 }
 
@@ -78,7 +79,8 @@ pub struct Record {
     /// Where it is counted.
     pub mark: Mark,
     state: Owned,
-    /// What does not fit into `inline`: with `HAS_FACTS` the gateway's facts, their size (u32) in front, then the strings.
+    /// What does not fit into `inline`: with `HAS_FACTS` the gateway's facts, their size (u32) in front, then the
+    /// strings.
     spill: Owned,
     inline: [u8; INLINE],
 }

@@ -1,6 +1,6 @@
-//! Recording the connections of a handler (`wshd ctl record`). Each event is written before the handler is called, so that
-//! it is on record if the handler crashes. It is sent as datagrams to the client of `ctl`, which owns the file. The socket
-//! does not block: datagrams that do not fit are dropped, and the next one says how many.
+//! Recording the connections of a handler (`wshd ctl record`). Each event is written before the handler is called, so
+//! that it is on record if the handler crashes. It is sent as datagrams to the client of `ctl`, which owns the file.
+//! The socket does not block: datagrams that do not fit are dropped, and the next one says how many.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -96,8 +96,8 @@ impl Recording {
     }
 }
 
-/// For the recording, before the handler is called; if [`Recorder::records`] says so, which is all that a message that is
-/// not recorded costs.
+/// For the recording, before the handler is called; if [`Recorder::records`] says so, which is all that a message that
+/// is not recorded costs.
 impl Conns {
     /// A peer asks for a WebSocket.
     pub fn record_request(&self, id: u64, request: &Request) {

@@ -67,15 +67,15 @@ impl Conns {
         }
     }
 
-    /// Bytes that were accepted from another thread with WS_OK enter the send queue, which counts them. The connection cannot
-    /// move until it is flushed.
+    /// Bytes that were accepted from another thread with WS_OK enter the send queue, which counts them. The connection
+    /// cannot move until it is flushed.
     pub fn take_over(&self, id: u64, bytes: &[u8]) {
         self.core.borrow_mut().mark_dirty(id);
         self.commands.at(id).add_bytes(cost(bytes), 0);
     }
 
-    /// Sends the usual message: whole, small, in a frame as it is, while the send queue is far from full. False, and nothing
-    /// was done, for any other, and if it may not be sent: [`send`](Self::send) finds out why.
+    /// Sends the usual message: whole, small, in a frame as it is, while the send queue is far from full. False, and
+    /// nothing was done, for any other, and if it may not be sent: [`send`](Self::send) finds out why.
     #[inline(always)]
     pub fn send_usual(&self, id: u64, kind: u32, bytes: &[u8], trusted: bool) -> bool {
         let Some(kind) = message_kind(kind) else { return false };
@@ -101,7 +101,8 @@ impl Conns {
         true
     }
 
-    /// Sends a message or fragment. `trusted`: the caller knows that a text is UTF-8. `bounded`: not if the send queue is full.
+    /// Sends a message or fragment. `trusted`: the caller knows that a text is UTF-8. `bounded`: not if the send queue
+    /// is full.
     pub fn send(
         &self,
         id: u64,

@@ -69,8 +69,8 @@ pub struct Conn {
     pub turn: Turn,
     /// It is going to be flushed: it is in the list for that, or being processed.
     pub dirty: bool,
-    /// Whether a receive that brings less than was asked for has emptied the socket. On a Unix socket it may have ended at
-    /// ancillary data (unix(7)).
+    /// Whether a receive that brings less than was asked for has emptied the socket. On a Unix socket it may have ended
+    /// at ancillary data (unix(7)).
     pub is_drained_by_short_reads: bool,
 }
 
@@ -197,8 +197,8 @@ impl Conn {
         }
     }
 
-    /// Whether the entry in the timers stands: it was made while the connection was open, and each message since has only
-    /// moved its deadlines away.
+    /// Whether the entry in the timers stands: it was made while the connection was open, and each message since has
+    /// only moved its deadlines away.
     #[inline]
     pub fn is_armed(&self) -> bool {
         self.timer_at != Tick::NEVER

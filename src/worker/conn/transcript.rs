@@ -38,7 +38,8 @@ const SECRET_PARTS: [&str; 15] = [
 ];
 /// Such names.
 const SECRETS: [&str; 7] = ["key", "pwd", "sid", "sig", "code", "jwt", "otp"];
-/// Names of subprotocols are not as long: it is a credential, in the one place where scripts in browsers can put it; bytes.
+/// Names of subprotocols are not as long: it is a credential, in the one place where scripts in browsers can put it;
+/// bytes.
 const LONGEST_PROTOCOL: usize = 32;
 
 /// The name of a peer, which its connection keeps in whichever process it is: the kernel's cookie of its socket.
@@ -189,8 +190,8 @@ fn without_secrets(resource: &str) -> String {
     format!("{path}?{}", parameters.collect::<Vec<_>>().join("&"))
 }
 
-/// The subprotocols that are offered, without credentials: what follows a name such as bearer or access_token, also in the
-/// same item as in bearer.TOKEN, or is too long for a name.
+/// The subprotocols that are offered, without credentials: what follows a name such as bearer or access_token, also in
+/// the same item as in bearer.TOKEN, or is too long for a name.
 fn known_protocols(offered: &str) -> String {
     let mut is_after_secret = false;
     let protocols = offered.split(',').map(str::trim).map(|protocol| {

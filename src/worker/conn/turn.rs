@@ -1,6 +1,6 @@
-//! Fairness between connections. Most are served as the loop finds them. Busy ones, which brought much at once or whose bytes
-//! took long to process, wait in a queue: they are served after the others, first come first served, for a bounded time in
-//! each turn of the loop. What is not read stays in the socket.
+//! Fairness between connections. Most are served as the loop finds them. Busy ones, which brought much at once or whose
+//! bytes took long to process, wait in a queue: they are served after the others, first come first served, for a
+//! bounded time in each turn of the loop. What is not read stays in the socket.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -26,9 +26,9 @@ const SLICE: Duration = Duration::from_micros(50);
 #[derive(Clone, Copy, Debug)]
 pub struct Turn {
     flags: u8,
-    /// The lower half: the binary logarithm of the bytes that it is read at a time while it brings much, above that of the
-    /// least. The upper half: messages between two looks at the clock, 0 for one that takes longer than a slice, else
-    /// one more than the binary logarithm. In one byte, which each idle connection has.
+    /// The lower half: the binary logarithm of the bytes that it is read at a time while it brings much, above that of
+    /// the least. The upper half: messages between two looks at the clock, 0 for one that takes longer than a slice,
+    /// else one more than the binary logarithm. In one byte, which each idle connection has.
     steps: u8,
 }
 
@@ -98,7 +98,8 @@ impl Turn {
         stride.max(usize::try_from(to_come).unwrap_or(usize::MAX)).min(MOST)
     }
 
-    /// Updates after a read of `count` bytes into `room`, which completed messages of `delivered` bytes and took so long.
+    /// Updates after a read of `count` bytes into `room`, which completed messages of `delivered` bytes and took so
+    /// long.
     pub fn update(&mut self, room: usize, count: usize, delivered: u64, took: Duration) {
         let brought = delivered.max(count as u64);
         // A full read means more data is waiting.
@@ -183,8 +184,8 @@ pub const MOST_SHARE: Duration = Duration::from_millis(1);
 /// This many waiting connections stay watched: being found ready again costs less than two epoll_ctl calls.
 const FEW: usize = 16;
 
-/// The rest of a frame, if it is worth a read by itself and no larger than `most`: it does not wait for the next turn. Until
-/// it has come the connection cannot move, even though the process crashes.
+/// The rest of a frame, if it is worth a read by itself and no larger than `most`: it does not wait for the next turn.
+/// Until it has come the connection cannot move, even though the process crashes.
 pub fn rest(to_come: u64, most: usize) -> Option<usize> {
     usize::try_from(to_come).ok().filter(|rest| (SMALL_REST..=most).contains(rest))
 }

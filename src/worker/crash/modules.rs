@@ -1,5 +1,6 @@
-//! The modules whose code this process has mapped, by address, so that a crash can say where it was. Once all handlers are
-//! loaded they are listed while all is well; a crash before that lists them itself. Does not know code that is loaded later.
+//! The modules whose code this process has mapped, by address, so that a crash can say where it was. Once all handlers
+//! are loaded they are listed while all is well; a crash before that lists them itself. Does not know code that is
+//! loaded later.
 
 #![allow(unsafe_code)]
 
@@ -55,7 +56,8 @@ impl Modules {
         Ok(memory::guard(Self { room, count: AtomicUsize::new(0) })?)
     }
 
-    /// Lists what is mapped now. `handlers` are the files of handlers with their indexes in the routes. Async-signal-safe.
+    /// Lists what is mapped now. `handlers` are the files of handlers with their indexes in the routes.
+    /// Async-signal-safe.
     pub fn fill(&self, handlers: &[(u16, PathBuf)]) {
         self.count.store(0, Ordering::Relaxed);
         let mut parser = Parser::default();

@@ -71,8 +71,8 @@ pub struct Collector {
 }
 
 impl Collector {
-    /// Collects what there is about the connection in `facts`, whose `record` must be intact; returns whose code was running, if
-    /// it is a handler's. Async-signal-safe.
+    /// Collects what there is about the connection in `facts`, whose `record` must be intact; returns whose code was
+    /// running, if it is a handler's. Async-signal-safe.
     pub fn collect(
         &self,
         at: Registers,

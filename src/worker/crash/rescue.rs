@@ -109,8 +109,8 @@ pub fn handler_name(conn: u64) -> &'static str {
     route.map_or("a handler", |route| &route.name)
 }
 
-/// The event loop begins its next piece of work. Between two pieces all connections are consistent: a crash of another thread
-/// stops the loop here.
+/// The event loop begins its next piece of work. Between two pieces all connections are consistent: a crash of another
+/// thread stops the loop here.
 pub fn begin_work() {
     BUSY.store(true, Ordering::SeqCst);
     if WANTED.load(Ordering::SeqCst) {
@@ -324,8 +324,9 @@ impl RescueContext {
     }
 }
 
-/// Ends a connection with what waits in its send queue and this Close frame, or with this response if its request was not
-/// answered yet; `None` if neither can be sent. The replacement waits for the peer's end, so that no reset overtakes it.
+/// Ends a connection with what waits in its send queue and this Close frame, or with this response if its request was
+/// not answered yet; `None` if neither can be sent. The replacement waits for the peer's end, so that no reset
+/// overtakes it.
 fn end_with(record: &Record, unsent: *const [u8], close: &[u8], response: &[u8]) -> Option<Purpose> {
     let stands = record.flags();
     let last = if stands & flags::BOUNDARY != 0 {
@@ -347,7 +348,8 @@ fn send_last(fd: RawFd, bytes: &[u8]) -> bool {
     is_sent
 }
 
-/// Sends bytes; false if not all of them could be sent. What cannot be read is an error, nothing worse. Async-signal-safe.
+/// Sends bytes; false if not all of them could be sent. What cannot be read is an error, nothing worse.
+/// Async-signal-safe.
 pub fn send(fd: RawFd, bytes: *const [u8], flags: c_int) -> bool {
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | flags;
     // SAFETY: the kernel reads the bytes, and refuses instead of faulting; nobody else uses the descriptor, as above.

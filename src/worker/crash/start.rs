@@ -1,5 +1,5 @@
-//! The start of a worker, while handlers are loaded and on_worker_start runs. There is nothing to rescue yet, but a crash is
-//! reported with handler, callback and code; a handler that exceeds its timeout is made to crash.
+//! The start of a worker, while handlers are loaded and on_worker_start runs. There is nothing to rescue yet, but a
+//! crash is reported with handler, callback and code; a handler that exceeds its timeout is made to crash.
 #![allow(unsafe_code)]
 
 use std::ffi::c_int;

@@ -1,6 +1,6 @@
-//! Authentication of a client, before a handler or a file is served. The comparison of a password with its hash takes long,
-//! and is done by a few threads: the request waits as it came, and is read again with the outcome. It moves like any request
-//! of which something was read; another process compares anew.
+//! Authentication of a client, before a handler or a file is served. The comparison of a password with its hash takes
+//! long, and is done by a few threads: the request waits as it came, and is read again with the outcome. It moves like
+//! any request of which something was read; another process compares anew.
 //!
 //! A password that was right is not compared again for a while ([`Recent`]).
 //!

@@ -1,6 +1,6 @@
-//! The worker's part of the circuit breakers (`fleet::breakers`): an open breaker refuses requests; a half-open one lets one
-//! connection at a time through as a probe. The breaker closes once the probe has been open for a moment, or a message of
-//! it was handled. If the probe ends before that, the next request is the probe.
+//! The worker's part of the circuit breakers (`fleet::breakers`): an open breaker refuses requests; a half-open one
+//! lets one connection at a time through as a probe. The breaker closes once the probe has been open for a moment, or a
+//! message of it was handled. If the probe ends before that, the next request is the probe.
 
 use std::time::Duration;
 

@@ -35,7 +35,8 @@ impl Handshakes {
         Unserved::Answered
     }
 
-    /// Strips the header of the PROXY protocol where one is due. `None`: more has to come, or the connection was dropped.
+    /// Strips the header of the PROXY protocol where one is due. `None`: more has to come, or the connection was
+    /// dropped.
     pub fn take_proxy_header<'a>(&self, id: u64, read: Cow<'a, [u8]>) -> Option<Cow<'a, [u8]>> {
         let trusted = &self.conns.config.admission.proxy;
         if !trusted.is_any() {

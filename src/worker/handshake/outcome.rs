@@ -47,7 +47,8 @@ pub fn quarantined(seconds: u64) -> Response {
     http::error(503, why, &[("Retry-After", &seconds.to_string())])
 }
 
-/// A handler's rejection. Content-Type is that of the body given; without one the handler may have added its own header.
+/// A handler's rejection. Content-Type is that of the body given; without one the handler may have added its own
+/// header.
 pub fn rejection(
     status: u16,
     content_type: Option<&str>,

@@ -1,5 +1,5 @@
-//! From an accepted socket to an open WebSocket: request head, route, do_extra_handshake, reply. Requests that are not for a
-//! WebSocket are answered by `http`.
+//! From an accepted socket to an open WebSocket: request head, route, do_extra_handshake, reply. Requests that are not
+//! for a WebSocket are answered by `http`.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -253,8 +253,8 @@ impl Handshakes {
         }
     }
 
-    /// Stores resource and origin for the connection's life, with room for any subprotocol offered; false if they are too
-    /// long.
+    /// Stores resource and origin for the connection's life, with room for any subprotocol offered; false if they are
+    /// too long.
     pub fn record_strings(&self, id: u64, request: &Request) -> bool {
         let longest = request.opening.protocols.iter().max_by_key(|name| name.len());
         let strings = Strings { protocol: longest.map(|name| name.as_bytes()), ..request.strings() };
@@ -296,8 +296,8 @@ impl Handshakes {
         }
     }
 
-    /// The handshake has ended without an open connection that its handler knows of: what it carries is released, and what
-    /// was posted is called for a connection that is gone.
+    /// The handshake has ended without an open connection that its handler knows of: what it carries is released, and
+    /// what was posted is called for a connection that is gone.
     fn discard(&self, handshake: &Handshake, carried: Carried, channel: Option<&ThreadChannel>) {
         let id = handshake.conn;
         self.registry.remove(id);

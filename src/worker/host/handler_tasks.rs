@@ -1,5 +1,5 @@
-//! What handlers have in a worker beside connections: timers, posted functions, watched descriptors. Calls nobody: what is
-//! due is taken by `handlers`, which does.
+//! What handlers have in a worker beside connections: timers, posted functions, watched descriptors. Calls nobody: what
+//! is due is taken by `handlers`, which does.
 //!
 //! All of it belongs to the process. It may be made while handlers are loaded, before there is an event loop; a process
 //! that was forked since has it too.

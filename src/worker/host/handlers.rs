@@ -43,8 +43,8 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// Loads them, except those that are skipped, and tells them that the worker in this slot starts. Deaths meanwhile are
-    /// noted in the slot and in `crash_report`, and told to the supervisor over `control`.
+    /// Loads them, except those that are skipped, and tells them that the worker in this slot starts. Deaths meanwhile
+    /// are noted in the slot and in `crash_report`, and told to the supervisor over `control`.
     pub fn load(
         config: &Config,
         routes: &Routes,

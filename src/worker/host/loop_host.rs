@@ -212,8 +212,8 @@ impl LoopHost {
         if result == WS_E_GONE { self.gone(conn) } else { result }
     }
 
-    /// A fragment, or what follows one: threads that send on the same connection are told, and what was accepted from them
-    /// comes before it.
+    /// A fragment, or what follows one: threads that send on the same connection are told, and what was accepted from
+    /// them comes before it.
     fn send_fragment(&self, conn: u64, kind: u32, payload: Payload<'_>, flags: u32) -> i32 {
         if self.conns.with_open(conn, |_, open| open.over) != Some(false) {
             return WS_E_GONE;

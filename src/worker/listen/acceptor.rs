@@ -9,8 +9,8 @@
 //! - If none of those sleeps, all of them find the socket ready when they poll next: it is level-triggered.
 //! - If no poll has it, the least loaded worker may accept, and its throttle hears of each change of a load. What is
 //!   put into a poll and is ready already is an event at once.
-//! - A worker that is woken, and dies, leaves, hangs or has no descriptor before it accepts, takes the wake-up with it. So
-//!   each worker that has the sockets in its poll looks for itself once in a second.
+//! - A worker that is woken, and dies, leaves, hangs or has no descriptor before it accepts, takes the wake-up with it.
+//!   So each worker that has the sockets in its poll looks for itself once in a second.
 
 use std::fmt;
 use std::io;
@@ -273,8 +273,8 @@ impl Acceptor {
         false
     }
 
-    /// While the server drains nothing is accepted but what gateways have accepted, and what has to be refused here. [event
-    /// loop]
+    /// While the server drains nothing is accepted but what gateways have accepted, and what has to be refused here.
+    /// [event loop]
     fn suspend_if_draining(&self, socket: &ListenSocket) -> bool {
         let may_suspend =
             matches!(&socket.source, Source::Listener(listener) if !listener.is_refused_by_workers());

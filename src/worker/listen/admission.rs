@@ -1,5 +1,5 @@
-//! Admission of connections: limits that hold over all processes, the client behind a proxy, allowed hosts and origins. What is
-//! turned away is counted, and logged once a second at most for each reason.
+//! Admission of connections: limits that hold over all processes, the client behind a proxy, allowed hosts and origins.
+//! What is turned away is counted, and logged once a second at most for each reason.
 //!
 //! A connection is counted for its peer when it is accepted; one from a trusted proxy when the proxy has told whom it
 //! relays. Proxies themselves have no limit but that of all connections.
@@ -196,7 +196,8 @@ pub fn answer(refusal: Refusal) -> Response {
     http::error(status, why, fields)
 }
 
-/// The same for a request of which nothing was read: its method may be HEAD, so there is no content and none is announced.
+/// The same for a request of which nothing was read: its method may be HEAD, so there is no content and none is
+/// announced.
 pub fn answer_unread(refusal: Refusal) -> Response {
     let (status, fields, _) = described(refusal);
     Response::new(SystemTime::now(), status, fields, Body::Empty)

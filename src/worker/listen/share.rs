@@ -1,5 +1,5 @@
-//! How connections are shared among the workers of a pool: a worker that is ahead of the others accepts no more until they
-//! have caught up, as the scoreboard tells.
+//! How connections are shared among the workers of a pool: a worker that is ahead of the others accepts no more until
+//! they have caught up, as the scoreboard tells.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;

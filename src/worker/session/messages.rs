@@ -53,8 +53,8 @@ impl Session {
         true
     }
 
-    /// Feeds `buffer[..count]` to the protocol, and handles the events. `begun` is the time if the caller has read the clock.
-    /// What does not fit into a slice is set aside until the connection's next turn.
+    /// Feeds `buffer[..count]` to the protocol, and handles the events. `begun` is the time if the caller has read the
+    /// clock. What does not fit into a slice is set aside until the connection's next turn.
     pub fn process(&self, id: u64, buffer: &mut [u8], count: usize, begun: Option<Instant>) {
         let Some(to) = self.target(id) else { return };
         let limits = &self.conns.settings(to.handler).limits;
@@ -125,8 +125,8 @@ impl Session {
         self.conns.finish_turn(id);
     }
 
-    /// Handles what the protocol receives if that is no whole message in one frame. Returns whether the handler was given a
-    /// message.
+    /// Handles what the protocol receives if that is no whole message in one frame. Returns whether the handler was
+    /// given a message.
     #[inline(never)]
     fn process_other(
         &self,
@@ -312,8 +312,8 @@ impl Session {
         true
     }
 
-    /// Runs a posted function here, or queues it for the blocking thread. It also runs if the connection is gone, so that it
-    /// can free what it holds.
+    /// Runs a posted function here, or queues it for the blocking thread. It also runs if the connection is gone, so
+    /// that it can free what it holds.
     pub fn run_posted(&self, id: u64, task: Task) {
         let known = self.conns.with_open(id, |handler, open| (handler, open.channel().cloned(), open.over));
         match known {

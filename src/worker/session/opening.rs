@@ -33,8 +33,8 @@ pub struct OpenOptions {
 }
 
 impl Session {
-    /// A connection becomes an open one to this handler, as its record says. What is in its send queue goes first; it is not
-    /// flushed yet.
+    /// A connection becomes an open one to this handler, as its record says. What is in its send queue goes first; it
+    /// is not flushed yet.
     pub fn open(&self, id: u64, handler: u16, options: OpenOptions) {
         let OpenOptions { is_new, silent, request, channel, carried } = options;
         let is_stream =

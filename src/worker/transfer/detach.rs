@@ -1,8 +1,8 @@
 //! Blocking connections that move: their threads release them in one process, and begin again in the next.
 //!
-//! A thread releases its connection when it waits for a message and there is none. Once it is asked to nothing more is read
-//! for it, so that this comes soon; what it has sent by then goes out before the connection moves. Only handlers that declare
-//! themselves resumable are asked.
+//! A thread releases its connection when it waits for a message and there is none. Once it is asked to nothing more is
+//! read for it, so that this comes soon; what it has sent by then goes out before the connection moves. Only handlers
+//! that declare themselves resumable are asked.
 
 use ::ws_handler::raw::*;
 

@@ -1,4 +1,5 @@
-//! This slot's inbox: whether the event loop waits for what comes, and the datagram whose connections are being adopted.
+//! This slot's inbox: whether the event loop waits for what comes, and the datagram whose connections are being
+//! adopted.
 
 use std::cell::{Cell, RefCell};
 use std::io;

@@ -41,8 +41,8 @@ impl Transfer {
         self.empty(self.intake.inbox.rx.as_fd());
     }
 
-    /// The same for this inbox. At most [`AT_ONCE`] datagrams are taken; the rest waits for the next turn, so that a sender
-    /// cannot starve the connections of this worker.
+    /// The same for this inbox. At most [`AT_ONCE`] datagrams are taken; the rest waits for the next turn, so that a
+    /// sender cannot starve the connections of this worker.
     pub fn empty(&self, inbox: BorrowedFd<'_>) {
         for _ in 0..AT_ONCE {
             match self.intake.receive(inbox) {

@@ -51,8 +51,8 @@ impl Transfer {
         log::debug!("{moved} connections moved to slot {to}");
     }
 
-    /// Hands a request over to the least loaded worker of the pool that serves it, or to the process that runs programs,
-    /// with what was read of it.
+    /// Hands a request over to the least loaded worker of the pool that serves it, or to the process that runs
+    /// programs, with what was read of it.
     pub fn forward_request(&self, id: u64, elsewhere: &Elsewhere<'_>) {
         match elsewhere {
             Elsewhere::Pool(pool, read) => {
@@ -76,8 +76,8 @@ impl Transfer {
         true
     }
 
-    /// The least loaded worker of a pool and the sending end of its inbox; in a pool with a process for each connection one that waits,
-    /// which is reserved.
+    /// The least loaded worker of a pool and the sending end of its inbox; in a pool with a process for each connection
+    /// one that waits, which is reserved.
     pub fn least_loaded(&self, pool: usize) -> Option<(Slot, Rc<OwnedFd>)> {
         let slots =
             self.conns.presence.scoreboard.slots().filter(|(_, slot)| usize::from(slot.place().pool) == pool);
@@ -95,8 +95,8 @@ impl Transfer {
         let known = |index: usize| self.txs.borrow().get(&index).cloned();
         let slots = slots.filter_map(|(index, slot)| Some((eagerness(&slot)?, index, slot)));
         if self.conns.config.is_per_connection(pool) {
-            // Not the parent, which is the first in its pool. One that is starting may not get that far, and what it was
-            // sent would wait for another.
+            // Not the parent, which is the first in its pool. One that is starting may not get that far, and what it
+            // was sent would wait for another.
             let mut idle = slots.filter(|(eagerness, _, slot)| {
                 *eagerness == (0, 0) && slot.is_idle() && slot.place().number > 0
             });
@@ -116,8 +116,8 @@ impl Transfer {
         }
     }
 
-    /// Sends the one connection that was packed to a worker of this pool, and forgets it; false if there is no room at the
-    /// other end.
+    /// Sends the one connection that was packed to a worker of this pool, and forgets it; false if there is no room at
+    /// the other end.
     fn forward(&self, tx: RawFd, id: u64, pool: usize) -> bool {
         let sent = self.ship(tx, &[id]);
         if sent {
@@ -126,8 +126,8 @@ impl Transfer {
         sent
     }
 
-    /// Where connections for this slot go, and whose inbox that is: `tx` if it came with the command (it leads to another
-    /// server), else what is known of the slot.
+    /// Where connections for this slot go, and whose inbox that is: `tx` if it came with the command (it leads to
+    /// another server), else what is known of the slot.
     pub fn target(&self, to: usize, tx: Option<OwnedFd>) -> Option<(Rc<OwnedFd>, Option<Slot>)> {
         let slot = self.conns.presence.scoreboard.slot(to).filter(|_| tx.is_none());
         let known = || self.txs.borrow().get(&to).cloned();
@@ -138,7 +138,8 @@ impl Transfer {
         self.leaving.borrow().is_some()
     }
 
-    /// Begins to leave: connections go to this inbox; those that cannot are closed in the time that their handlers have.
+    /// Begins to leave: connections go to this inbox; those that cannot are closed in the time that their handlers
+    /// have.
     pub fn begin_leaving(&self, tx: Option<Rc<OwnedFd>>, to: Option<Slot>) {
         let pacing = Pacing::new(self.conns.now());
         let leaving = Leaving { tx: None, to: None, pacing, told: HashSet::new(), empty_since: None };
@@ -318,8 +319,8 @@ impl Transfer {
         (record.is_movable() && is_quiet).then_some(Purpose::Resume)
     }
 
-    /// Calls on_close(WS_BY_MOVE); false if the connection cannot move after all. Calls for it return WS_E_GONE from here on,
-    /// since a packed record must not change.
+    /// Calls on_close(WS_BY_MOVE); false if the connection cannot move after all. Calls for it return WS_E_GONE from
+    /// here on, since a packed record must not change.
     pub fn detach(&self, id: u64) -> bool {
         let known = self.conns.with_open(id, |handler, open| (!open.over).then_some((handler, open.silent)));
         let Some((handler, silent)) = known.flatten() else { return false };
@@ -382,8 +383,8 @@ impl Transfer {
         })
     }
 
-    /// A connection has gone to another process. One of this pool counts it from when it arrives, and no other can say that
-    /// it has: then it is not counted here any more.
+    /// A connection has gone to another process. One of this pool counts it from when it arrives, and no other can say
+    /// that it has: then it is not counted here any more.
     pub fn forget_moved(&self, id: u64, is_within_pool: bool) {
         self.conns.metrics.place.moved_out.add_shared(1);
         if let Some((conn, record)) = self.conns.core.borrow_mut().table.both(id) {

@@ -1,5 +1,6 @@
-//! Requests that wait for a process of a pool with a process for each connection: at most [`MOST`], each for `process_timeout`.
-//! The head of such a request stays with its connection, so that it moves along if this worker crashes or leaves.
+//! Requests that wait for a process of a pool with a process for each connection: at most [`MOST`], each for
+//! `process_timeout`. The head of such a request stays with its connection, so that it moves along if this worker
+//! crashes or leaves.
 
 use std::time::Duration;
 
@@ -39,8 +40,8 @@ impl Transfer {
         }
     }
 
-    /// Sends those that wait to processes that have become free, first come, first served. Returns when to try again, if
-    /// some still wait.
+    /// Sends those that wait to processes that have become free, first come, first served. Returns when to try again,
+    /// if some still wait.
     pub fn serve_waiting(&self) -> Option<Instant> {
         if self.waiting.borrow().is_empty() {
             return None;

@@ -1,4 +1,5 @@
-//! One message to many connections: checked, framed and compressed once, and shared by all that take it in the same form.
+//! One message to many connections: checked, framed and compressed once, and shared by all that take it in the same
+//! form.
 
 use std::cell::Cell;
 use std::ops::Deref;

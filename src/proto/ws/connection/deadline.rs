@@ -25,8 +25,8 @@ pub enum Deadline {
 }
 
 impl Connection {
-    /// When `on_deadline()` has something to do; [`Instant::NEVER`] if nothing. It only moves away while octets come, so a
-    /// timer may be set once and be asked for anew when it runs out.
+    /// When `on_deadline()` has something to do; [`Instant::NEVER`] if nothing. It only moves away while octets come,
+    /// so a timer may be set once and be asked for anew when it runs out.
     pub fn deadline(&self, limits: &Limits) -> Instant {
         let (silent, idle, ping) = self.deadlines(limits);
         silent.min(idle).min(ping)

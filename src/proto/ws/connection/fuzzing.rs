@@ -17,7 +17,8 @@ const MESSAGES: u8 = 128;
 /// Messages shorter than this are not compressed.
 pub const THRESHOLD: u32 = 8;
 
-/// The first three octets choose settings and cuts, the rest is what the client sends, or describes messages that it sends.
+/// The first three octets choose settings and cuts, the rest is what the client sends, or describes messages that it
+/// sends.
 pub fn fuzz(data: &[u8]) {
     let [settings, step, seed, rest @ ..] = data else { return };
     if settings & MESSAGES != 0 {
@@ -32,8 +33,8 @@ pub fn fuzz(data: &[u8]) {
     check(*settings, params, [*step, *seed], rest);
 }
 
-/// What a client sends must not cause a panic; memory stays within the limits; what is answered is whole frames; whole or in
-/// pieces, the same comes of it.
+/// What a client sends must not cause a panic; memory stays within the limits; what is answered is whole frames; whole
+/// or in pieces, the same comes of it.
 pub fn check(settings: u8, params: Option<Params>, [step, seed]: [u8; 2], stream: &[u8]) -> Outcome {
     let whole = run(settings, params, stream, std::iter::repeat(stream.len()));
     check_frames(&whole.out, params.is_some());
@@ -180,8 +181,8 @@ fn check_frames(mut rest: &[u8], is_deflate_agreed: bool) {
     assert!(rest.is_empty());
 }
 
-/// Binary messages of which each is described by the number of its fragments, its length and the key; and what they are to
-/// come out as.
+/// Binary messages of which each is described by the number of its fragments, its length and the key; and what they are
+/// to come out as.
 fn messages(mut rest: &[u8]) -> (Vec<u8>, Vec<Seen>) {
     let (mut wire, mut expected) = (Vec::new(), Vec::new());
     while let [fragments, len, key, tail @ ..] = rest {

@@ -19,8 +19,8 @@ const STEP: usize = 32 * 1024;
 /// Below this one zlib-rs writes fixed Huffman codes only, which makes short messages a third larger.
 const FASTEST: u8 = 2;
 
-/// The window where the agreement leaves it open; bits. Any window up to 15 is allowed then. With 15 each message of many
-/// connections runs against a cold cache: 1 KiB of JSON takes half as long again, for the same size.
+/// The window where the agreement leaves it open; bits. Any window up to 15 is allowed then. With 15 each message of
+/// many connections runs against a cold cache: 1 KiB of JSON takes half as long again, for the same size.
 const WINDOW: u8 = 12;
 
 /// What zlib-rs allocates for a compressor beside its windows (hash table, pending output, symbols, state), and for an
@@ -191,10 +191,10 @@ impl Deflate {
         (sending, self.inflater.as_ref().map_or(0, |_| INFLATER))
     }
 
-    /// Forgets the context for sending, unless a message is partly sent: the next message is compressed without a history,
-    /// which any receiver can read (RFC 7692 section 7.1.1.1: taking over is the sender's choice), and a context is
-    /// allocated again for it. True if there is none afterwards. That for receiving cannot be dropped: the client may
-    /// refer to it as long as `client_no_context_takeover` is not agreed.
+    /// Forgets the context for sending, unless a message is partly sent: the next message is compressed without a
+    /// history, which any receiver can read (RFC 7692 section 7.1.1.1: taking over is the sender's choice), and a
+    /// context is allocated again for it. True if there is none afterwards. That for receiving cannot be dropped: the
+    /// client may refer to it as long as `client_no_context_takeover` is not agreed.
     pub fn drop_sending_context(&mut self, codecs: &mut Codecs) -> bool {
         if self.compressing {
             return false;
@@ -221,8 +221,8 @@ impl Deflate {
     }
 }
 
-/// Appends the compressed form of a whole message, which refers to no other: any receiver can read it whose window is not
-/// smaller.
+/// Appends the compressed form of a whole message, which refers to no other: any receiver can read it whose window is
+/// not smaller.
 pub fn compress_alone(codecs: &mut Codecs, key: CompressorKey, data: &[u8], out: &mut Vec<u8>) {
     if data.is_empty() {
         return out.push(EMPTY);

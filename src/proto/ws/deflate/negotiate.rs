@@ -169,8 +169,8 @@ fn accept(offer: &Offer, config: &Config) -> Option<Params> {
     })
 }
 
-/// For a client that has offered [`OFFER`]: what the server's response agrees on, with the sides exchanged, so that "server"
-/// is who sends in `codec`. `None` for a response that must fail the connection.
+/// For a client that has offered [`OFFER`]: what the server's response agrees on, with the sides exchanged, so that
+/// "server" is who sends in `codec`. `None` for a response that must fail the connection.
 pub fn answered(response: &[Offer]) -> Option<Params> {
     let [answer] = response else { return None };
     let asked = parameters(answer).filter(|_| answer.name == NAME)?;

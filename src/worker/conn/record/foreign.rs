@@ -1,5 +1,5 @@
-//! The record of another process, as bytes. The sender may be a handler's code, so its numbers are checked, also against each
-//! other, and its pointers are never used.
+//! The record of another process, as bytes. The sender may be a handler's code, so its numbers are checked, also
+//! against each other, and its pointers are never used.
 
 use std::mem::ManuallyDrop;
 use std::net::SocketAddr;
@@ -75,7 +75,8 @@ impl Record {
 /// The record in a block of its size, and with its checksum. Its pointers lead nowhere, and it owns nothing.
 fn numbers_of(block: &[u8]) -> Option<ManuallyDrop<Record>> {
     let bytes: &[u8; size_of::<Record>()] = block.try_into().ok()?;
-    // SAFETY: a record consists of numbers and raw pointers, for which all bytes are valid, and this one is not dropped.
+    // SAFETY: a record consists of numbers and raw pointers, for which all bytes are valid, and this one is not
+    // dropped.
     let record = unsafe { bytes.as_ptr().cast::<ManuallyDrop<Record>>().read_unaligned() };
     (record.checksum == sum(&[block.get(COVERED..)?])).then_some(record)
 }

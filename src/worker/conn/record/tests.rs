@@ -185,7 +185,7 @@ fn a_forged_record_with_the_right_checksums_cannot_reach_beyond_its_parts() {
 
 #[test]
 fn the_record_has_no_padding() {
-    // The checksum reads every byte: 7 numbers of 4, 7 of 2, 2 of 1, the address, one of 4, one pointer, one number of 8,
-    // twice owned bytes, and the inline strings.
+    // The checksum reads every byte: 7 numbers of 4, 7 of 2, 2 of 1, the address, one of 4, one pointer, one number of
+    // 8, twice owned bytes, and the inline strings.
     assert_eq!(size_of::<Record>(), 28 + 16 + 16 + 4 + 8 + 8 + 24 + INLINE);
 }
