@@ -114,6 +114,19 @@ fn nothing_is_counted_for_the_next_connection_in_the_slot() {
 }
 
 #[test]
+fn the_bytes_of_a_connection_that_could_not_move_still_count() {
+    model(|| {
+        let shared = Shared::open();
+        shared.slot.of(FIRST).add_bytes(0, HIGH);
+        assert!(shared.slot.of(FIRST).close_if_quiet());
+        shared.slot.of(FIRST).open();
+        assert_eq!(shared.slot.of(FIRST).buffered(), HIGH);
+        shared.slot.of(FIRST).add_bytes(HIGH, 0);
+        assert_eq!((shared.slot.of(FIRST).buffered(), shared.send(FIRST, 1, 1)), (0, Ok(())));
+    });
+}
+
+#[test]
 fn full_is_followed_by_drained() {
     model(|| {
         let shared = Shared::open();

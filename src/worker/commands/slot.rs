@@ -203,11 +203,12 @@ impl Lease<'_> {
     // ------------------------------------------------------ called by the loop
 
     /// Lets threads enter for a connection of this generation, newer than the last one's, or the same once it is closed
-    /// and quiet.
+    /// and quiet: what is in its send queue still counts.
     pub fn open(&self) {
         let tag = u64::from(self.generation) << 32;
-        // Not plain stores: loom cannot order those and `compare_exchange`.
-        self.slot.bytes.swap(tag, Ordering::AcqRel);
+        let change = |word: u64| ((word >> 32) as u32 != self.generation).then_some(tag);
+        let _ = self.slot.bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, change);
+        // Not a plain store: loom cannot order that and `compare_exchange`.
         self.slot.gate.swap(tag, Ordering::AcqRel);
     }
 
