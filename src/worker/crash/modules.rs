@@ -122,7 +122,7 @@ impl Modules {
                     return Some(place);
                 }
             }
-            at += size as u64;
+            at = at.checked_add(size as u64)?;
         }
         None
     }
@@ -260,6 +260,8 @@ mod tests {
         modules.fill(&[(9, exe)]);
         assert_eq!(search(modules).unwrap().1, 9);
         assert_eq!(modules.caller(0), None);
-        assert_eq!(modules.caller(u64::MAX - 100), None);
+        for bad in [u64::MAX - 100, u64::MAX - STACK as u64, u64::MAX - 2 * STACK as u64] {
+            assert_eq!(modules.caller(bad), None);
+        }
     }
 }
