@@ -83,8 +83,7 @@ impl Conns {
             let sent = loop {
                 match send(&conn.socket, &frame, SendFlags::NOSIGNAL) {
                     Err(Errno::INTR) => {}
-                    Err(Errno::AGAIN) => break 0,
-                    sent => break sent.unwrap_or(frame.len()), // one that fails is found out by the loop
+                    sent => break sent.unwrap_or(0), // a socket that fails is found out by the flush
                 }
             };
             record.set_flags(stands);

@@ -198,8 +198,8 @@ impl Conns {
     }
 }
 
-/// Writes a connection's queue, and pieces of a file behind it; true if the socket took anything. The queue is dropped
-/// if the socket fails.
+/// Writes a connection's queue, and pieces of a file behind it; true if the socket took anything. If the socket fails,
+/// whatever the reason, the queue is dropped and nothing can follow: the loop is told of the end of the stream.
 fn write_queue(conn: &mut Conn) -> bool {
     let mut progress = false;
     while let Some(queue) = &mut conn.queue {
@@ -209,6 +209,7 @@ fn write_queue(conn: &mut Conn) -> bool {
         progress |= after < before;
         if written.is_err() {
             drop(conn.queue.take());
+            let _ = conn.socket.shutdown(Shutdown::Both);
             break;
         }
         let more = match &mut conn.phase {
@@ -263,4 +264,28 @@ fn next_piece(file: &mut FileBody, out: &mut Vec<u8>) -> Option<bool> {
     file.offset += read as u64;
     file.left -= read as u64;
     Some(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::fleet::sockets::datagram;
+    use crate::time::Instant;
+    use crate::worker::conn::send_queue::SendQueue;
+
+    #[test]
+    fn nothing_follows_bytes_that_a_socket_has_refused() {
+        // A message too long for this kind of socket is an error without an end of the connection.
+        let (ours, theirs) = datagram::pair().unwrap();
+        let mut conn = Conn::new(ours.into(), Instant::NEVER);
+        let mut queue = Box::new(SendQueue::default());
+        queue.tail().resize(16 << 20, 7);
+        conn.queue = Some(queue);
+        assert!(!write_queue(&mut conn) && conn.queue.is_none());
+        let mut rest = Vec::new();
+        assert_eq!(UnixStream::from(theirs).read_to_end(&mut rest).unwrap(), 0);
+    }
 }
