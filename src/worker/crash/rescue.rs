@@ -297,24 +297,24 @@ impl RescueContext {
             match unsafe { shipment.send(self.tx) } {
                 Ok(()) => return 0,
                 Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
-                // The inbox is full, or too many descriptors are in flight: until the replacement has taken some out.
-                Err(error)
-                    if matches!(
-                        error.raw_os_error(),
-                        Some(libc::EAGAIN | libc::ETOOMANYREFS | libc::ENOBUFS)
-                    ) && clock::now() < give_up =>
-                {
-                    let mut fd = libc::pollfd { fd: self.tx, events: libc::POLLOUT, revents: 0 };
+                // The inbox is full, too many descriptors are in flight, or memory is short: until the replacement has
+                // taken some out.
+                Err(error) if is_temporary(&error) && clock::now() < give_up => {
+                    let is_full = error.raw_os_error() == Some(libc::EAGAIN);
+                    let events = if is_full { libc::POLLOUT } else { 0 };
+                    let mut fd = libc::pollfd { fd: self.tx, events, revents: 0 };
                     // SAFETY: one live pollfd.
                     unsafe { libc::poll(&mut fd, 1, 10) };
                 }
                 Err(_) => {
                     let mut lost = 0;
                     for (fd, purpose) in shipment.content() {
-                        if purpose == Purpose::Resume {
-                            send_last(fd, CLOSE_1012);
+                        match purpose {
+                            Purpose::Resume => _ = send_last(fd, CLOSE_1012),
+                            Purpose::Handshake => _ = send_last(fd, STATUS_503),
+                            Purpose::Linger => continue,
                         }
-                        lost += u32::from(purpose != Purpose::Linger);
+                        lost += 1;
                     }
                     shipment.clear();
                     return lost;
@@ -322,6 +322,12 @@ impl RescueContext {
             }
         }
     }
+}
+
+/// Whether what could not be sent may be sent later.
+fn is_temporary(error: &io::Error) -> bool {
+    let errors = [libc::EAGAIN, libc::ETOOMANYREFS, libc::ENOBUFS, libc::ENOMEM];
+    error.raw_os_error().is_some_and(|error| errors.contains(&error))
 }
 
 /// Ends a connection with what waits in its send queue and this Close frame, or with this response if its request was
