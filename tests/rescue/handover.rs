@@ -5,9 +5,10 @@ use std::fs;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 
-use crate::client::{Raw, ask, connect};
+use crate::client::{Raw, UPGRADE, ask, connect};
 use crate::crowd::{Crowd, Habits, SMALL_TALK};
-use crate::daemon::{Server, until};
+use crate::daemon::{Dir, ECHO, Server, until, wshd};
+use crate::orphans::SMALL_BUFFERS;
 use crate::{crash, logged, serve, stop};
 
 /// Connections of each worker, from its open sockets; listening and unconnected ones are not counted.
@@ -267,4 +268,74 @@ fn a_fork_bomb_in_a_pool_reaches_its_limit_without_effect_on_others() {
     // They have the title of their worker until they have ended.
     until("its children have ended", || server.workers().len() == workers);
     server.stop();
+}
+
+/// Keeps 4 KiB for each connection, and how often it was told that it moves. Answers with that, and with whether it has
+/// moved here. A process that begins with one that has moved makes a file `busy`, and is busy while that exists.
+fn counts_moves(busy: &str) -> String {
+    format!(
+        r#"
+        #include <stdio.h>
+        #include <string.h>
+        #include <fcntl.h>
+        #include <unistd.h>
+        #include <ws_handler.h>
+        static int moves(ws_conn conn) {{ ws_bytes state = ws_state(conn); return state.size ? state.data[0] : 0; }}
+        static int32_t on_open(ws_conn conn)
+        {{
+            static int opened;
+            if (!opened++ && ws_is_resumed(conn)) {{
+                close(open("{busy}", O_CREAT | O_WRONLY, 0600));
+                while (access("{busy}", F_OK) == 0) usleep(1000);
+            }}
+            return 0;
+        }}
+        static void on_close(ws_conn conn, uint32_t by, uint32_t code)
+        {{
+            char state[WS_STATE_MAX] = {{(char)(moves(conn) + 1)}};
+            (void)code;
+            if (by == WS_BY_MOVE) ws_set_state(conn, state, sizeof state);
+        }}
+        static void on_message(ws_conn conn, const ws_message *msg)
+        {{
+            char text[32];
+            (void)msg;
+            snprintf(text, sizeof text, "%d %u", moves(conn), ws_is_resumed(conn));
+            ws_send_text(conn, text);
+        }}
+        WS_HANDLER(.name = "moves", .on_open = on_open, .on_close = on_close, .on_message = on_message);
+        "#
+    )
+}
+
+#[test]
+fn a_connection_that_waits_for_room_in_an_inbox_does_not_notice() {
+    let (dir, tools) = (Dir::new(), Dir::new());
+    let [busy, log] = ["busy", "log"].map(|name| tools.path().join(name));
+    dir.handler("moves", &counts_moves(busy.to_str().unwrap()));
+    let mut command = wshd();
+    command.env("LD_PRELOAD", tools.handler("small", SMALL_BUFFERS)).args(["--port", "0", "--workers", "1"]);
+    command.args(["-o", "drain_timeout=500ms"]);
+    command.arg("--log-file").arg(&log).arg("--websock-handlers").arg(dir.path());
+    let mut server = Server::launch(command, log).when_ready();
+    // More than the inbox takes.
+    let mut clients: Vec<Raw> = (0..300).map(|_| Raw::open(&server.address(), "/moves")).collect();
+    clients.iter_mut().for_each(|client| assert_eq!(client.ask("before"), "0 0"));
+    let mut half = Raw::connect(&server.address());
+    half.send(b"GET /moves HTTP/1.1\r\nHost: local");
+    let last = clients.last_mut().unwrap();
+    assert_eq!(last.ask("the others were read before"), "0 0");
+    dir.handler("echo", ECHO); // so that the worker is replaced
+    server.signal(Signal::SIGHUP);
+    until("the new worker is busy", || busy.exists());
+    // Longer than connections have that cannot move.
+    std::thread::sleep(std::time::Duration::from_millis(700));
+    half.send(format!("host\r\n{UPGRADE}\r\n").as_bytes());
+    assert!(half.head().starts_with("HTTP/1.1 101 "));
+    assert_eq!([half.ask("still here"), last.ask("still here")], ["0 0", "0 0"]);
+    fs::remove_file(&busy).unwrap();
+    until("the last one has moved", || last.ask("and now") == "1 1");
+    clients.iter_mut().chain([&mut half]).for_each(|client| assert_eq!(client.ask("after"), "1 1"));
+    drop((clients, half));
+    stop(&mut server);
 }

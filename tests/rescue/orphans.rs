@@ -58,16 +58,16 @@ fn another_worker_receives_the_connections_of_a_slot_whose_worker_does_not_start
     }
 }
 
-/// Keeps 8 KiB for each connection, and is slow to start while a file `flag` exists.
+/// Keeps 4 KiB for each connection, and is slow to start while a file `flag` exists.
 fn heavy(flag: &str) -> String {
     fragile(flag, "sleep(6)").replace(
         "ws_send(conn, msg",
-        "static const char state[8192]; ws_set_state(conn, state, sizeof state); ws_send(conn, msg",
+        "static const char state[WS_STATE_MAX]; ws_set_state(conn, state, sizeof state); ws_send(conn, msg",
     )
 }
 
 /// Sets send buffers to the defaults of an ordinary user (socket(7), `wmem_max`).
-const SMALL_BUFFERS: &str = r#"
+pub const SMALL_BUFFERS: &str = r#"
     #define _GNU_SOURCE
     #include <dlfcn.h>
     #include <sys/socket.h>

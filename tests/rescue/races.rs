@@ -249,6 +249,23 @@ fn without_a_free_descriptor_all_threads_are_stopped() {
 }
 
 #[test]
+fn a_handler_that_closes_the_socket_of_another_connection_costs_that_one() {
+    let (mut server, _dir) = serve(&["rescue", "echo"], &[]);
+    let first = Crowd::gather(&server.address(), "/echo", 60, SMALL_TALK);
+    let mut victim = Raw::open(&server.address(), "/echo");
+    assert_eq!(victim.ask("before"), "before");
+    let last = Crowd::gather(&server.address(), "/echo", 60, SMALL_TALK);
+    let victim = victim.into_stream();
+    let port = victim.local_addr().unwrap().port();
+    crash(&server, "/rescue", &format!("unplug {port} null"));
+    assert!(matches!((&victim).read(&mut [0]), Ok(0) | Err(_)));
+    assert_eq!((first.served().clients, last.served().clients), (60, 60));
+    assert_eq!((first.ends(), last.ends()), (vec![], vec![]));
+    drop((first, last));
+    stop(&mut server);
+}
+
+#[test]
 fn a_crash_in_on_open_of_a_moved_connection_costs_that_one() {
     let (mut server, _dir) = serve(&["rescue", "echo"], &[]);
     let crowd = Crowd::gather(&server.address(), "/echo", 50, SMALL_TALK);

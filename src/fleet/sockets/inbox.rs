@@ -7,11 +7,12 @@
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::ffi::c_int;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use rustix::net::sockopt::set_socket_passcred;
+use rustix::net::sockopt::{set_socket_passcred, socket_send_buffer_size};
 use rustix::net::{RecvFlags, recv};
 
 use super::datagram::MAX_FDS;
@@ -41,6 +42,17 @@ pub fn next_fds(rx: BorrowedFd<'_>) -> io::Result<usize> {
     let [format, count] = start.map(u32::from_ne_bytes);
     // Of another format it is received to be dropped.
     Ok(if format == FORMAT { MAX_FDS.min(count as usize) } else { 1 })
+}
+
+/// Whether the next datagram finds room, if nobody else sends one before: the kernel takes one while the send buffer is
+/// not full.
+pub fn has_room(tx: BorrowedFd<'_>) -> bool {
+    let (mut used, size): (c_int, _) = (0, socket_send_buffer_size(tx));
+    // SAFETY: writes one integer.
+    let is_known = unsafe { libc::ioctl(tx.as_raw_fd(), libc::TIOCOUTQ, &raw mut used) } == 0;
+    let used = usize::try_from(used).unwrap_or(usize::MAX);
+    // Of anything else sending will tell.
+    !is_known || size.is_ok_and(|size| used < size)
 }
 
 /// The inbox of a slot, and by slot the sending ends of those that its worker may send to. The others are closed.
@@ -244,10 +256,14 @@ mod tests {
             // SAFETY: piece and socket live to the end.
             unsafe {
                 assert!(parcel.add(ours.as_raw_fd(), &[&piece[..]]));
+                let has_room = has_room(inbox.tx.as_fd());
                 match parcel.send(inbox.tx.as_raw_fd()) {
-                    Ok(()) => sent += 1,
+                    Ok(()) => {
+                        assert!(has_room);
+                        sent += 1;
+                    }
                     Err(error) => {
-                        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+                        assert_eq!((error.kind(), has_room), (io::ErrorKind::WouldBlock, false));
                         break;
                     }
                 }

@@ -9,6 +9,8 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
+use ::ws_handler::raw::WS_STATE_MAX;
+
 use crate::fleet::sockets::datagram::{self, Datagram, MAX_FDS};
 use crate::fleet::sockets::inbox::{FORMAT, MAX_BYTES, Parcel};
 use crate::worker::conn::extents::RawExtents;
@@ -65,18 +67,14 @@ impl Shipment {
         Shipment { parcel: Parcel::new(), headers: [header; MAX_FDS] }
     }
 
-    /// Adds a connection, with what travels beside its record; false if it has to be sent first.
+    /// Adds a connection, with what travels beside its record; false if it has to be sent first, or its descriptor was
+    /// closed: that would be an error for all that are in it.
     ///
     /// # Safety
     /// The record and what it points to must stay as they are until the shipment is sent, and its descriptor open.
     /// Parts that cannot be read are an error of [`send`](Self::send), nothing worse.
     pub unsafe fn add(&mut self, record: &Record, purpose: Purpose, beside: &Beside) -> bool {
-        let [spill, state, head] = record.part_places();
-        let parts = match purpose {
-            Purpose::Resume => [spill, state, head, beside.topics, beside.unsent],
-            Purpose::Handshake => [spill, NOTHING, head, NOTHING, NOTHING],
-            Purpose::Linger => [NOTHING; 5],
-        };
+        let parts = parts_of(record, purpose, beside);
         // SAFETY: promised by the caller.
         unsafe { self.put(record.fd, purpose, beside.seen, record.block(), parts) }
     }
@@ -100,13 +98,20 @@ impl Shipment {
         block: &[u8],
         parts: [*const [u8]; 5],
     ) -> bool {
-        let Some(header) = self.headers.get_mut(self.parcel.len()) else { return false };
+        let Some(header) = self.headers.get_mut(self.parcel.len()).filter(|_| is_open(fd)) else {
+            return false;
+        };
         (header.purpose, header.seen) = (purpose as u32, seen);
         header.parts = parts.map(|part| part.len() as u32);
         let header = std::ptr::slice_from_raw_parts((&raw const *header).cast::<u8>(), ENTRY_HEADER);
         let [a, b, c, d, e] = parts;
         // SAFETY: promised by the caller; the headers are ours and are not changed before the parcel is sent.
         unsafe { self.parcel.add(fd, &[header, block, a, b, c, d, e]) }
+    }
+
+    /// Whether an entry of so many bytes can be added before what is in it is sent.
+    pub fn has_room(&self, size: usize) -> bool {
+        self.parcel.has_room(size)
     }
 
     /// Sends what is in it. `WouldBlock`: the inbox is full, and it keeps its content.
@@ -129,6 +134,29 @@ impl Shipment {
     pub fn clear(&mut self) {
         self.parcel.clear();
     }
+}
+
+/// Bytes of a connection's entry, at most: its handler may attach another state until it is added. `None` if it cannot
+/// be sent at all.
+pub fn entry_size(record: &Record, purpose: Purpose, beside: &Beside) -> Option<usize> {
+    let parts = parts_of(record, purpose, beside).iter().map(|part| part.len()).sum::<usize>();
+    let size = ENTRY_HEADER + size_of::<Record>() + parts + WS_STATE_MAX + 1;
+    (size <= MAX_BYTES && is_open(record.fd)).then_some(size)
+}
+
+fn parts_of(record: &Record, purpose: Purpose, beside: &Beside) -> [*const [u8]; 5] {
+    let [spill, state, head] = record.part_places();
+    match purpose {
+        Purpose::Resume => [spill, state, head, beside.topics, beside.unsent],
+        Purpose::Handshake => [spill, NOTHING, head, NOTHING, NOTHING],
+        Purpose::Linger => [NOTHING; 5],
+    }
+}
+
+/// Whether there is such a descriptor: a handler may have closed another's. Async-signal-safe.
+fn is_open(fd: RawFd) -> bool {
+    // SAFETY: only asks; a number that is no descriptor is EBADF.
+    unsafe { libc::fcntl(fd, libc::F_GETFD) != -1 }
 }
 
 /// What waits in the send queue of a connection, as far as that can be sent along; `None` if it was damaged. Cannot

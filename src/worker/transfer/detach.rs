@@ -73,6 +73,7 @@ impl Transfer {
             return None;
         }
         let mut detaching = self.detaching.take();
+        let mut left = Vec::new();
         while let Some(to) =
             detaching.iter().find(|detached| self.is_detached(detached.conn)).map(|detached| detached.to)
         {
@@ -81,7 +82,12 @@ impl Transfer {
                 .map(|detached| detached.conn)
                 .collect();
             self.send_away(&ids, to, usize::MAX);
+            // Those for which the inbox has no room.
+            left.extend(
+                ids.into_iter().filter(|id| self.is_detached(*id)).map(|conn| Detaching { conn, to }),
+            );
         }
+        detaching.append(&mut left);
         // Without those that have come to their end meanwhile.
         detaching
             .retain(|detached| self.conns.with_open(detached.conn, |_, open| is_serving(open)) == Some(true));

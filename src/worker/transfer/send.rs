@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use std::collections::HashSet;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
@@ -11,15 +11,17 @@ use ::ws_handler::raw::*;
 
 use crate::ffi::place::Callback;
 use crate::fleet::memory::scoreboard::{Slot, State};
+use crate::fleet::sockets::inbox;
 use crate::time::Instant;
-use crate::worker::conn::handoff::{Beside, Purpose, unsent_of};
+use crate::worker::conn::handoff::{Beside, Purpose, entry_size, unsent_of};
 use crate::worker::conn::record::{Record, flags};
+use crate::worker::conn::table::Table;
 use crate::worker::crash::rescue;
 use crate::worker::crash::signals::uninterrupted;
 use crate::worker::handshake::outcome::Elsewhere;
 use crate::worker::handshake::outcome::unavailable;
 use crate::worker::transfer::Transfer;
-use crate::worker::transfer::pacing::Pacing;
+use crate::worker::transfer::pacing::{self, Pacing};
 
 /// What a worker that hands its connections over keeps in mind.
 pub struct Leaving {
@@ -223,9 +225,18 @@ impl Transfer {
         while let Some(id) = due() {
             // It may have become movable since the last look.
             self.send_away(&[id], None, 1);
-            self.conns.close_after_messages(id, 1012);
+            if !self.waits_for_room(id) {
+                self.conns.close_after_messages(id, 1012);
+            } else if let Some(leaving) = self.leaving.borrow_mut().as_mut() {
+                leaving.pacing.close_at(now + pacing::AGAIN, id);
+            }
         }
         self.leaving.borrow().as_ref().map(|leaving| leaving.pacing.next())
+    }
+
+    /// Whether a connection that is still here can move as soon as the inbox has room.
+    fn waits_for_room(&self, id: u64) -> bool {
+        self.tx_to(None).is_some() && self.purpose_of(id).is_some()
     }
 
     /// Whether the last connection has gone since the last look.
@@ -235,13 +246,14 @@ impl Transfer {
     }
 
     /// Tells the handlers of connections that cannot move, or not yet, and spreads their ends over the time that
-    /// they have.
+    /// they have. One that only waits for room in the inbox is not told.
     pub fn announce_end(&self, ids: &[u64]) {
         let is_open =
             |id: &u64| self.conns.with_open(*id, |handler, open| (!open.over).then_some(handler)).flatten();
         let is_told =
             |id: &u64| self.leaving.borrow().as_ref().is_none_or(|leaving| leaving.told.contains(id));
-        let open = ids.iter().filter(|id| !is_told(id)).filter_map(|id| Some((*id, is_open(id)?)));
+        let untold = ids.iter().filter(|id| !is_told(id) && !self.waits_for_room(**id));
+        let open = untold.filter_map(|id| Some((*id, is_open(id)?)));
         let open: Vec<(u64, u16)> = open.collect();
         for (index, &(id, handler)) in open.iter().enumerate() {
             if let Some(leaving) = self.leaving.borrow_mut().as_mut() {
@@ -260,17 +272,17 @@ impl Transfer {
     }
 
     /// Where connections for a slot are sent, or `None` for where all of them go.
-    pub fn tx_to(&self, to: Option<usize>) -> Option<RawFd> {
+    pub fn tx_to(&self, to: Option<usize>) -> Option<Rc<OwnedFd>> {
         match (&*self.leaving.borrow(), to) {
-            (Some(leaving), _) => leaving.tx.as_ref().map(|tx| tx.as_raw_fd()),
-            (None, to) => self.txs.borrow().get(&to?).map(|tx| tx.as_raw_fd()),
+            (Some(leaving), _) => leaving.tx.clone(),
+            (None, to) => self.txs.borrow().get(&to?).cloned(),
         }
     }
 
     /// Sends those that are movable to a slot, or where all go, and asks threads to release theirs; returns how many
-    /// went or will go.
+    /// went or will go. Those for which the inbox has no room are not told of a move, and stay as they are.
     pub fn send_away(&self, ids: &[u64], to: Option<usize>, count: usize) -> usize {
-        let Some(tx) = self.tx_to(to) else { return 0 };
+        let Some(tx) = self.tx_to(to).filter(|tx| inbox::has_room(tx.as_fd())) else { return 0 };
         let mut moved = 0;
         let mut batch = Vec::new();
         for &id in ids {
@@ -278,23 +290,26 @@ impl Transfer {
             if moved + batch.len() == count {
                 break;
             }
-            let Some(purpose) = self.purpose_of(id) else {
+            let Some((purpose, size)) = self.purpose_of(id) else {
                 moved += usize::from(self.detach_thread(id, to));
                 continue;
             };
+            if !self.shipment.borrow().has_room(size) {
+                let sent = self.dispatch(tx.as_raw_fd(), &mut batch);
+                moved += sent;
+                if sent == 0 || !inbox::has_room(tx.as_fd()) {
+                    break;
+                }
+            }
             if purpose == Purpose::Resume && !self.detach(id) {
                 continue;
             }
-            if !self.pack(id, purpose) {
-                moved += self.dispatch(tx, &mut batch);
-                if !self.pack(id, purpose) {
-                    self.keep(id);
-                    continue;
-                }
+            match self.pack(id, purpose) {
+                true => batch.push(id),
+                false => self.keep(id),
             }
-            batch.push(id);
         }
-        moved + self.dispatch(tx, &mut batch)
+        moved + self.dispatch(tx.as_raw_fd(), &mut batch)
     }
 
     /// Sends a connection that has just arrived on to the pool that serves its handler; false if that is not
@@ -308,15 +323,18 @@ impl Transfer {
         sent
     }
 
-    /// How a connection can move; `None`: not now.
-    pub fn purpose_of(&self, id: u64) -> Option<Purpose> {
+    /// How a connection can move, and how many bytes that takes; `None`: not now.
+    pub fn purpose_of(&self, id: u64) -> Option<(Purpose, usize)> {
         let core = &mut *self.conns.core.borrow_mut();
         let record = core.table.record(id)?;
-        if record.flags() & flags::FRESH != 0 {
-            return Some(Purpose::Handshake);
-        }
-        let is_quiet = self.conns.commands.at(id).is_quiet() && self.link.is_quiet(id);
-        (record.is_movable() && is_quiet).then_some(Purpose::Resume)
+        let is_quiet = || self.conns.commands.at(id).is_quiet() && self.link.is_quiet(id);
+        let purpose = match () {
+            _ if record.flags() & flags::FRESH != 0 => Purpose::Handshake,
+            _ if record.is_movable() && is_quiet() => Purpose::Resume,
+            _ => return None,
+        };
+        let beside = self.beside(&mut core.table, id)?;
+        Some((purpose, entry_size(core.table.record(id)?, purpose, &beside)?))
     }
 
     /// Calls on_close(WS_BY_MOVE); false if the connection cannot move after all. Calls for it return WS_E_GONE from
@@ -327,18 +345,19 @@ impl Transfer {
         if !self.conns.commands.at(id).close_if_quiet() {
             return false;
         }
+        self.conns.with_open(id, |_, open| open.over = true);
         if silent {
             return true; // its thread has released it
         }
-        self.conns.with_open(id, |_, open| open.over = true);
         self.handlers.tell(handler, Callback::Close, id, |handler| handler.close(id, WS_BY_MOVE, 0));
         true
     }
 
-    /// The connection could not be sent: it is resumed here, as if it had arrived.
+    /// The connection could not be sent: it is resumed here, as if it had arrived, or goes on as it was if it is not
+    /// open.
     pub fn keep(&self, id: u64) {
-        self.conns.edit_record(id, Record::set_resumed);
         let Some(handler) = self.conns.with_open(id, |handler, _| handler) else { return };
+        self.conns.edit_record(id, Record::set_resumed);
         self.conns.commands.set_open(id, handler);
         self.conns.with_open(id, |_, open| {
             open.release_user();
@@ -349,13 +368,16 @@ impl Transfer {
 
     pub fn pack(&self, id: u64, purpose: Purpose) -> bool {
         let core = &mut *self.conns.core.borrow_mut();
-        let (topics, seen) = (core.table.topics(id), self.progress.seen_by(id));
-        let unsent = core.table.unsent();
+        let Some(beside) = self.beside(&mut core.table, id) else { return false };
         let Some(record) = core.table.record(id) else { return false };
-        let Some(unsent) = unsent_of(record, id, unsent) else { return false };
-        let beside = Beside { topics, seen, unsent };
         // SAFETY: records stay in place; this one is cleared only after the shipment was sent or emptied.
         unsafe { self.shipment.borrow_mut().add(record, purpose, &beside) }
+    }
+
+    /// What travels beside the record of a connection.
+    fn beside(&self, table: &mut Table, id: u64) -> Option<Beside> {
+        let (topics, seen, unsent) = (table.topics(id), self.progress.seen_by(id), table.unsent());
+        Some(Beside { topics, seen, unsent: unsent_of(table.record(id)?, id, unsent)? })
     }
 
     /// Sends the batch and forgets its connections, or keeps them if there is no room at the other end.
