@@ -9,6 +9,7 @@ use wshd::cli::{self, Command};
 use wshd::config::{Config, Pool};
 use wshd::fleet::memory::scoreboard::Place;
 use wshd::fleet::routes::{Route, Routes, Stamp};
+use wshd::log::Destination;
 use wshd::supervisor::bus::Bus;
 use wshd::supervisor::generation::Generation;
 use wshd::supervisor::policy::rolling_restart::Step;
@@ -88,6 +89,22 @@ fn changed_settings_affect_their_pools_only() {
     };
     assert_eq!(changed(&settings), [1]);
     assert_eq!(changed(&|config| config.isolation.clear()), [0, 1]);
+}
+
+#[test]
+fn processes_without_a_pool_are_those_of_the_log_and_of_the_default_pool() {
+    let before = config(2, &[("b", 1)], &[("/b", 1)]);
+    let old = generation(before.clone(), &[("/a", 1), ("/b", 1)]);
+    let is_changed = |change: &dyn Fn(&mut Config)| {
+        let mut after = before.clone();
+        change(&mut after);
+        old.is_changed_for_all(&generation(after, &[("/a", 2), ("/c", 1)]))
+    };
+    assert!(!is_changed(&|_| {}));
+    assert!(!is_changed(&|config| config.pools[1].nice = 5));
+    assert!(!is_changed(&|config| config.pools[0].workers = 7));
+    assert!(is_changed(&|config| config.log.destination = Destination::File("/var/log/other".into())));
+    assert!(is_changed(&|config| config.pools[0].seccomp = true));
 }
 
 #[test]

@@ -50,6 +50,7 @@ fn count(kind: Kind, generation: &Generation) -> usize {
 fn is_changed(kind: Kind, old: &Generation, new: &Generation) -> bool {
     match kind {
         Kind::Metrics => true, // it reports the configuration and its handlers
+        _ if old.is_changed_for_all(new) => true,
         Kind::Gateway => old.are_gateways_changed(new),
         Kind::Bus => new.bus.is_used() && old.bus_settings() != new.bus_settings(),
         Kind::Cgi => old.programs() != new.programs(),

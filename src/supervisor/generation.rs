@@ -174,8 +174,15 @@ impl Generation {
             let listeners = generation.gateway_listeners().map(Arc::as_ptr);
             listeners.collect::<Vec<_>>()
         };
-        let before = (&of_all(&self.config), &self.config.gateway, &self.certificates, identities(self));
-        before != (&of_all(&new.config), &new.config.gateway, &new.certificates, identities(new))
+        let before = (&self.config.gateway, &self.certificates, identities(self));
+        before != (&new.config.gateway, &new.certificates, identities(new))
+    }
+
+    /// Whether no process would be what it is if it was started for the other: settings of all, such as the log, or how
+    /// the default pool is confined, and those that have no pool.
+    pub fn is_changed_for_all(&self, new: &Generation) -> bool {
+        let of = |config: &Config| (of_all(config), settings_of(config, 0));
+        of(&self.config) != of(&new.config)
     }
 
     fn is_for_gateways(&self, listener: &Listener) -> bool {
@@ -189,11 +196,9 @@ impl Generation {
         if of_all(before) != of_all(after) {
             return pools.collect();
         }
-        let limits = |config: &Config, pool: usize| {
-            config.pools.get(pool).map(|pool| Pool { workers: 0, ..pool.clone() })
-        };
         let is_changed = |pool: &usize| {
-            limits(before, *pool) != limits(after, *pool) || self.handlers_of(*pool) != new.handlers_of(*pool)
+            settings_of(before, *pool) != settings_of(after, *pool)
+                || self.handlers_of(*pool) != new.handlers_of(*pool)
         };
         let mut changed: BTreeSet<usize> = pools.filter(is_changed).collect();
         // The workers of the default pool accept, and find the handlers of all pools.
@@ -294,6 +299,11 @@ fn bind_metrics(config: &Config, have: &[Arc<Listener>]) -> Result<Sockets, Bind
 /// How each socket is bound.
 fn binding(config: &Config) -> impl Fn(&Listen) -> Binding {
     |listen| config.listener(Some(listen)).binding
+}
+
+/// What concerns the workers of this pool, whatever handlers they serve.
+fn settings_of(config: &Config, pool: usize) -> Option<Pool> {
+    config.pools.get(pool).map(|pool| Pool { workers: 0, ..pool.clone() })
 }
 
 /// What concerns the workers of all pools.
