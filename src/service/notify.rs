@@ -39,6 +39,8 @@ pub struct Notify {
     /// At most [`UNSENT`]; the oldest are given up.
     unsent: VecDeque<String>,
     is_stopping: bool,
+    /// Another process is the main one: what this one does is not the state of the service.
+    is_silent: bool,
 }
 
 /// Messages that are kept until they can be sent.
@@ -106,9 +108,16 @@ impl Notify {
         self.send(format!("EXTEND_TIMEOUT_USEC={}", (within + MARGIN).as_micros()));
     }
 
-    /// Another process is the main one from now on: an upgrade.
+    /// This process is the main one from now on: an upgrade.
     pub fn main_pid(&mut self, pid: Pid) {
+        self.is_silent = false;
         self.send(format!("MAINPID={pid}"));
+        self.is_silent = pid != Pid::this();
+    }
+
+    /// Whether another process is the main one for now, which this one is to replace.
+    pub fn set_silent(&mut self, is_silent: bool) {
+        self.is_silent = is_silent;
     }
 
     /// When [`turn`](Self::turn) is to be called next, if at all.
@@ -128,7 +137,7 @@ impl Notify {
     }
 
     fn send(&mut self, message: String) {
-        if self.address.is_none() {
+        if self.address.is_none() || self.is_silent {
             return;
         }
         if self.unsent.len() == UNSENT {
@@ -197,12 +206,19 @@ mod tests {
         assert!((before..=now().as_nanos() / 1000).contains(&usec));
         notify.status("busy");
         notify.main_pid(Pid::from_raw(7));
+        notify.ready("no reload while there is another main process");
+        notify.main_pid(Pid::this());
         notify.stopping(Duration::from_secs(10));
         notify.stopping(Duration::from_secs(10));
         let rest: Vec<String> = std::iter::from_fn(|| heard(&manager)).collect();
         assert_eq!(
             rest,
-            ["STATUS=busy", "MAINPID=7", "STOPPING=1\nEXTEND_TIMEOUT_USEC=15000000\nSTATUS=Stopping"]
+            [
+                "STATUS=busy",
+                "MAINPID=7",
+                &format!("MAINPID={own}"),
+                "STOPPING=1\nEXTEND_TIMEOUT_USEC=15000000\nSTATUS=Stopping"
+            ]
         );
         assert_eq!(notify.due(), None, "no watchdog, nothing left");
     }

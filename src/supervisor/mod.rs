@@ -463,6 +463,7 @@ impl Supervisor {
         Ok(())
     }
 
+        self.host.notify.set_silent(false);
     fn summary(&self) -> String {
         let Generation { config, routes, listeners, .. } = &self.generation;
         prepare::summary(listeners, config, routes.resources().len())

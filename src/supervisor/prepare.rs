@@ -99,7 +99,8 @@ impl Supervisor {
         (before, sockets, gateways): (Generation, [Sockets; 2], Gateways),
         start: &StartSignals,
     ) -> Result<Self, StartError> {
-        let Origin { reread, invocation, predecessor, notify, .. } = origin;
+        let Origin { reread, invocation, predecessor, mut notify, .. } = origin;
+        notify.set_silent(predecessor.is_some());
         let found = find_handlers(&config, start)?;
         let shared = shared(&config, &found.0)?;
         shared.scoreboard.share_sockets(predecessor.is_some());
