@@ -303,6 +303,7 @@ fn a_server_whose_workers_cannot_start_exits() {
     let begun = Instant::now();
     let mut server = Server::spawn(&dir, &["--workers", "2", "-o", "quarantine_deaths=0"]);
     assert_eq!(server.wait().code(), Some(5));
+    assert_eq!(logged(&server, "no worker becomes ready: giving up"), 1, "{}", server.log());
     // Five starts in each slot: at once, at once, then after 1, 2 and 4 s.
     assert!(begun.elapsed() >= Duration::from_secs(7), "{:?}", begun.elapsed());
     assert_eq!(

@@ -269,6 +269,10 @@ impl Supervisor {
             Action::Spawn(slot) => self.start_worker(slot)?,
             Action::Stop(slot) => self.stop_worker(slot, Command::Stop),
             Action::Quit(slot) => self.stop_worker(slot, Command::Quit),
+            Action::GiveUp => {
+                log::error!(target: crate::log::CRITICAL, "no worker becomes ready: giving up");
+                self.stop(Exit::Start, true);
+            }
             Action::Leave => self.leave(),
         }
         ControlFlow::Continue(())

@@ -59,6 +59,8 @@ pub enum Action {
     Stop(usize),
     /// Command the worker to leave at once.
     Quit(usize),
+    /// None of the workers comes up: stop at once, with [`Exit::Start`].
+    GiveUp,
     /// No worker is left: the server stops as soon as no other process is.
     Leave,
 }
@@ -246,8 +248,8 @@ impl Slots {
         let wait = slot.restart.failed(worked);
         slot.process = Occupant::Due(now + if worked < SERVED { wait } else { wait.min(SERVED) });
         let mut taken = self.slots.iter().filter(|slot| slot.process != Occupant::Gone);
-        if taken.all(|slot| slot.failed_starts >= FAILED_STARTS) {
-            self.stop(Exit::Start, true);
+        if taken.all(|slot| slot.failed_starts >= FAILED_STARTS) && !self.actions.contains(&Action::GiveUp) {
+            self.actions.push_back(Action::GiveUp);
         }
     }
 

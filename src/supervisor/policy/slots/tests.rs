@@ -159,7 +159,8 @@ fn a_fleet_of_which_nobody_comes_up_is_given_up() {
             (10, Died(1), &[]),
             (14, Passed, &[Spawn(1)]),
             (15, Passed, &[Spawn(0)]),
-            (15, Died(1), &[Quit(0)]),
+            (15, Died(1), &[GiveUp]),
+            (15, Event::Stop { exit: Exit::Start, at_once: true }, &[Quit(0)]),
             (15, Died(0), &[Leave]),
         ],
     );
