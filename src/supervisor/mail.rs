@@ -50,7 +50,11 @@ impl Supervisor {
         unread.filter_map(|slot| self.processes.inbox(slot)).map(|inbox| &inbox.rx)
     }
 
+    /// None once all workers have left: nobody takes up anything any more.
     fn unread_slots(&self) -> BTreeSet<usize> {
+        if self.slots.exit().is_some() {
+            return BTreeSet::new();
+        }
         let read = self.processes.iter().filter(|(pid, process)| self.reads_inbox(*pid, process));
         let read: BTreeSet<usize> = read.filter_map(|(_, process)| process.slot).collect();
         (0..self.processes.slots()).filter(|slot| !read.contains(slot)).collect()
@@ -71,7 +75,7 @@ impl Supervisor {
         let now = clock::now();
         let handshake = self.generation.config.handshake_timeout;
         let mut unread = self.unread_slots();
-        unread.retain(|slot| self.slots.exit().is_none() && self.processes.has_mail(*slot));
+        unread.retain(|slot| self.processes.has_mail(*slot));
         self.maintenance.mail.0.retain(|slot, _| unread.contains(slot));
         for slot in unread {
             let timeout = match self.slots.is_taken(slot) {
