@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use super::crash_record::CrashRecord;
+use super::crash_record::{self, CrashRecord};
 use super::death::{Cause, Death};
 use super::errand::Outbox;
 use super::generation::Generation;
@@ -31,6 +31,9 @@ use crate::time::Instant;
 /// A process without connections that is younger than this when a thread of a handler ends it has not served: the next
 /// one would end alike.
 const YOUNG: Duration = Duration::from_secs(1);
+
+/// Of records that wait to be written there are at most as many as are kept.
+const WRITING: Errand = Errand::Tidy("writing crash records");
 
 /// Why a handler is suspected.
 const SUSPECTED: &str = "suspected of unattributed crashes (it ran last)";
@@ -148,8 +151,11 @@ impl Supervisor {
         self.postmortem.quarantine.forgive(handler);
     }
 
-    /// Writes the records of crashes that are not written yet.
+    /// Writes the records of crashes that are not written yet: one process for all of them.
     pub(super) fn write_records(&mut self) {
+        if self.is_out(WRITING) {
+            return;
+        }
         let records = std::mem::take(&mut self.postmortem.records);
         let Some(dir) = self.generation.config.crash_records.as_ref().map(|records| records.dir.clone())
         else {
@@ -167,7 +173,7 @@ impl Supervisor {
             }
             Ok(())
         };
-        let _ = self.send_out(Errand::Tidy("writing a crash record"), write);
+        let _ = self.send_out(WRITING, write);
     }
 
     /// A process of this slot has died, perhaps in a handler.
@@ -199,9 +205,12 @@ impl Supervisor {
             Death { worker: &worker, pid: pid.as_raw(), cause, handler: route, callback, conn, facts };
         let line = death.line();
         log::error!("{worker}[{pid}] {line}");
-        if self.generation.config.crash_records.is_some() {
-            let record = CrashRecord::of(&death, SystemTime::now());
-            self.postmortem.records.push(record);
+        match (&self.generation.config.crash_records, self.postmortem.records.len()) {
+            (None, _) => {}
+            (Some(_), ..crash_record::MOST) => {
+                self.postmortem.records.push(CrashRecord::of(&death, SystemTime::now()));
+            }
+            _ => log::error!("{worker}[{pid}]: no crash record is kept; the disk does not keep up"),
         }
         line
     }
