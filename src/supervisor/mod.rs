@@ -478,8 +478,11 @@ impl Supervisor {
         self.generation.config.stop_timeout
     }
 
-    /// Until when whoever is told to stop now may take.
+    /// Until when whoever is told to stop now may take: once the server stops, all have the same time.
     fn end_of_stop(&self) -> Instant {
-        clock::now() + self.stop_time()
+        match self.shared.scoreboard.bulletin().readiness() {
+            Readiness::Closing { until, .. } if self.slots.is_stopping() => until,
+            _ => clock::now() + self.stop_time(),
+        }
     }
 }

@@ -9,6 +9,7 @@ use super::policy::rolling_restart;
 use super::policy::slots::Event;
 use super::processes::GRACE;
 use super::role::Role;
+use super::workers::limit;
 use super::{Supervisor, errand};
 use crate::clock;
 use crate::exit::Exit;
@@ -87,9 +88,11 @@ impl Supervisor {
             (Report::Crashed, _) => {
                 let was_holder = self.processes.holder(slot) == Some(pid);
                 self.processes.set_role(pid, Role::Crashed);
+                let stop = self.slots.is_stopping().then(|| (self.stop_command(), self.end_of_stop()));
                 if let Some(process) = self.processes.get_mut(pid) {
                     process.channel = None;
                     process.set_deadline(now + LAST_WORDS, "exit in time after its crash");
+                    stop.into_iter().for_each(|(command, end)| limit(process, command, end));
                 }
                 let (line, event) = self.on_crash(slot, pid, role);
                 match role {
