@@ -523,9 +523,18 @@ fn without_a_server_it_says_what_to_do() {
 #[test]
 fn the_number_of_workers_is_changed() {
     let mut this = Controlled::start(&["echo"], &["--workers", "2"]);
+    let running = |this: &Controlled| this.json(&["status"])["pools"][0]["running"].clone();
+    // One that is to be restarted, after a second, is one.
+    for _ in 0..2 {
+        until("there are two", || running(&this) == 2);
+        let worker = this.json(&["status"])["workers"][1]["pid"].as_i64().unwrap();
+        assert!(worker > 1);
+        kill(Pid::from_raw(worker as i32), Signal::SIGKILL).unwrap();
+        until("it has died", || this.json(&["status"])["workers"][1]["pid"] != worker);
+    }
+    assert_eq!(this.says(&["workers", "2"]), "default: 2 workers become 2\n");
     let mut clients: Vec<client::Client> =
         (0..8).map(|_| client::connect(&this.address(), "/echo")).collect();
-    let running = |this: &Controlled| this.json(&["status"])["pools"][0]["running"].clone();
     assert_eq!(this.says(&["workers", "+1"]), "default: 2 workers become 3\n");
     until("there are three", || running(&this) == 3);
     assert_eq!(this.says(&["workers", "5"]), "default: 3 workers become 5\n");

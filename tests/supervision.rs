@@ -706,6 +706,8 @@ fn a_supervisor_that_waits_for_workers_to_stop_uses_no_processor() {
     send(worker, Signal::SIGSTOP);
     server.signal(Signal::SIGTERM);
     until("it has been told to stop", || logged(&server, "SIGTERM received") == 1);
+    server.signal(Signal::SIGTTIN);
+    server.says("SIGTTIN: the server is told to stop");
     assert_idle(server.pid(), Duration::from_secs(2));
     assert_eq!(server.wait().code(), Some(7));
 }

@@ -405,39 +405,11 @@ fn a_stop_during_an_upgrade_leaves_no_process() {
 #[test]
 fn the_old_server_resumes_if_the_new_executable_dies() {
     let dir = Dir::new();
-    add_handler(dir.path(), "echo", "echo");
-    // Its connections do not move.
-    dir.handler(
-        "stubborn",
-        r#"#include <ws_handler.h>
-           static int transfer(ws_conn conn)
-           {
-               ws_message msg;
-               for (;;) {
-                   int result = ws_receive(conn, &msg, -1);
-                   if (result == WS_E_DRAINING) continue;
-                   if (result != WS_MESSAGE) return 0;
-                   ws_send(conn, msg.type, msg.data, msg.size);
-               }
-           }
-           WS_HANDLER(.name = "stubborn", .transfer_data = transfer);"#,
-    );
     let pid_file = dir.path().join("pid");
-    let args = ["--workers", "1", "-o", "drain_timeout=10m", "--pid-file", pid_file.to_str().unwrap()];
-    let mut upgradable = Upgradable::start(&dir, &args);
-    let address = upgradable.server.address();
-    let mut stubborn = Raw::open(&address, "/stubborn");
-    assert_eq!(stubborn.ask("hello"), "hello");
-    let old = upgradable.supervisor;
-    upgradable.server.signal(Signal::SIGUSR2);
-    let mut new = None;
-    until("there is a new supervisor", || {
-        new = children(old).into_iter().find(|pid| title(*pid).starts_with("wshd: supervisor"));
-        new.is_some()
-    });
-    upgradable.server.says("upgrade: the new executable serves");
+    let (mut upgradable, mut stubborn, new) = superseded(&dir, &["--pid-file", pid_file.to_str().unwrap()]);
+    let (address, old) = (upgradable.server.address(), upgradable.supervisor);
     assert_eq!(stubborn.ask("still there"), "still there");
-    kill(Pid::from_raw(new.unwrap()), Signal::SIGKILL).unwrap();
+    kill(Pid::from_raw(new), Signal::SIGKILL).unwrap();
     upgradable.server.says("this executable serves again");
     let mut late = Raw::open(&address, "/echo");
     assert_eq!(late.ask("served"), "served");
@@ -446,6 +418,148 @@ fn the_old_server_resumes_if_the_new_executable_dies() {
     drop((stubborn, late));
     upgradable.stop();
     assert_eq!(upgradable.logged("all connections moved or closed"), 0);
+}
+
+/// Blocking and not resumable; the thread ignores WS_E_DRAINING: its connections do not move.
+const STUBBORN: &str = r#"#include <ws_handler.h>
+    static int transfer(ws_conn conn)
+    {
+        ws_message msg;
+        for (;;) {
+            int result = ws_receive(conn, &msg, -1);
+            if (result == WS_E_DRAINING) continue;
+            if (result != WS_MESSAGE) return 0;
+            ws_send(conn, msg.type, msg.data, msg.size);
+        }
+    }
+    WS_HANDLER(.name = "stubborn", .transfer_data = transfer);"#;
+
+/// A server with a connection that does not move, and the new one that has taken over the rest.
+fn superseded(dir: &Dir, args: &[&str]) -> (Upgradable, Raw, i32) {
+    add_handler(dir.path(), "echo", "echo");
+    dir.handler("stubborn", STUBBORN);
+    let upgradable = Upgradable::start(dir, &[&["--workers", "1", "-o", "drain_timeout=10m"], args].concat());
+    let mut stubborn = Raw::open(&upgradable.server.address(), "/stubborn");
+    assert_eq!(stubborn.ask("hello"), "hello");
+    let new = successor(&upgradable, upgradable.supervisor);
+    (upgradable, stubborn, new)
+}
+
+/// Has a server upgrade; the supervisor that serves then.
+#[track_caller]
+fn successor(upgradable: &Upgradable, old: i32) -> i32 {
+    let before = upgradable.logged("upgrade: the new executable serves");
+    kill(Pid::from_raw(old), Signal::SIGUSR2).unwrap();
+    until("the new executable serves", || upgradable.logged("upgrade: the new executable serves") > before);
+    let is_supervisor = |pid: &i32| title(*pid).starts_with("wshd: supervisor");
+    children(old).into_iter().find(is_supervisor).expect("there is a new supervisor")
+}
+
+#[test]
+fn a_server_that_is_upgraded_twice_leaves_after_its_own_old_server() {
+    let dir = Dir::new();
+    let (mut upgradable, mut stubborn, second) = superseded(&dir, &[]);
+    let first = upgradable.supervisor;
+    let third = successor(&upgradable, second);
+    upgradable.supervisor = third;
+    assert_eq!(stubborn.ask("still there"), "still there");
+    drop(stubborn);
+    assert_eq!(upgradable.server.wait().code(), Some(0), "{}", upgradable.server.log());
+    until("the second has left", || !is_alive(second));
+    let log = upgradable.server.log();
+    let left = |pid: i32| {
+        log.lines().position(|line| line.contains(&format!("supervisor[{pid}]")) && line.contains("stopped"))
+    };
+    assert!(left(first).unwrap() < left(second).unwrap() && left(third).is_none(), "{log}");
+    assert!(!log.contains("serves again"), "{log}");
+    let mut late = Raw::open(&upgradable.server.address(), "/echo");
+    assert_eq!(late.ask("served"), "served");
+    drop(late);
+    upgradable.stop();
+}
+
+#[test]
+fn a_new_executable_that_stops_leaves_the_sockets_to_the_old_one() {
+    let dir = Dir::new();
+    let (socket, control) = (dir.path().join("socket"), dir.path().join("control"));
+    let host = format!("unix:{}", socket.display());
+    let args = ["-H", "127.0.0.1", "-H", &host, "--control-socket", control.to_str().unwrap()];
+    let (mut upgradable, mut stubborn, new) = superseded(&dir, &args);
+    kill(Pid::from_raw(new), Signal::SIGTERM).unwrap();
+    upgradable.server.says("this executable serves again");
+    let mut late = Raw::over(client::unix(&socket));
+    late.upgrade("/echo", "");
+    late.text("served");
+    assert_eq!(late.next_text(), "served");
+    assert_eq!(stubborn.ask("and still"), "and still");
+    assert!(upgradable.server.ctl_says(&control, &["status"]).contains("1 of 1 worker"));
+    drop((late, stubborn));
+    upgradable.stop();
+    assert!(!socket.exists() && !control.exists());
+}
+
+#[test]
+fn two_servers_that_are_told_to_stop_refuse_connections() {
+    let dir = Dir::new();
+    let (mut upgradable, stubborn, new) = superseded(&dir, &["-o", "stop_timeout=4s"]);
+    let address = upgradable.server.address();
+    let worker = upgradable.server.workers();
+    assert_eq!(worker.len(), 1);
+    kill(Pid::from_raw(worker[0]), Signal::SIGSTOP).unwrap();
+    upgradable.server.signal(Signal::SIGTERM);
+    until("the old one stops", || upgradable.logged("SIGTERM received") == 1);
+    kill(Pid::from_raw(new), Signal::SIGTERM).unwrap();
+    upgradable.server.says("the new executable ended with status 0 while this one stops");
+    until("connections are refused", || std::net::TcpStream::connect(&address).is_err());
+    assert!(is_alive(worker[0]), "the old one waits for it");
+    assert_eq!(upgradable.server.wait().code(), Some(7), "{}", upgradable.server.log());
+    assert_eq!(upgradable.logged("serves again"), 0);
+    drop(stubborn);
+}
+
+#[test]
+#[ignore = "takes ten seconds"]
+fn a_worker_that_is_to_be_restarted_does_not_outlive_an_upgrade() {
+    let dir = Dir::new();
+    add_handler(dir.path(), "echo", "echo");
+    let mut upgradable = Upgradable::start(&dir, &["--workers", "2"]);
+    let second = || {
+        let workers = upgradable.server.workers();
+        workers.into_iter().find(|pid| title(*pid).starts_with("wshd: worker default/1"))
+    };
+    // Each is killed as it comes: the sixth comes after eight seconds.
+    for _ in 0..5 {
+        let mut pid = None;
+        until("it is there", || {
+            pid = second().filter(|pid| is_alive(*pid));
+            pid.is_some()
+        });
+        kill(Pid::from_raw(pid.unwrap()), Signal::SIGKILL).unwrap();
+        until("it has died", || second() != pid);
+    }
+    upgradable.upgrade();
+    upgradable.stop();
+}
+
+#[test]
+fn a_second_request_for_an_upgrade_is_not_the_end_of_the_first() {
+    let dir = Dir::new();
+    add_handler(dir.path(), "echo", "echo");
+    let control = dir.path().join("control");
+    let args = ["--workers", "1", "--control-socket", control.to_str().unwrap()];
+    let mut upgradable = Upgradable::start(&dir, &args);
+    upgradable.install(b"#!/bin/sh\nexec sleep 60\n");
+    let waits = {
+        let control = control.clone();
+        std::thread::spawn(move || ctl(&control, &["upgrade"]))
+    };
+    until("it is starting", || upgradable.logged("] is starting") > 1);
+    upgradable.server.signal(Signal::SIGUSR2);
+    upgradable.server.says("upgrade: refused: an upgrade is already under way");
+    upgradable.server.ctl_says(&control, &["cancel"]);
+    let error = String::from_utf8(waits.join().unwrap().stderr).unwrap();
+    assert!(error.contains("cancelled by wshd ctl"), "{error}");
+    upgradable.stop();
 }
 
 #[test]

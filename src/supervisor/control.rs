@@ -116,7 +116,7 @@ impl Supervisor {
             self.generation.routes.find(resource).ok_or_else(|| format!("no handler serves {resource}"))?;
         match state {
             Switch::On => self.quarantine(number, time),
-            Switch::Off => self.lift_quarantine(number),
+            Switch::Off => self.lift_quarantine(number)?,
         }
         let handlers: Vec<_> = self.view().handler(number).into_iter().collect();
         serde_json::to_value(handlers).map_err(|error| error.to_string())
@@ -133,23 +133,30 @@ impl Supervisor {
         }
     }
 
-    fn lift_quarantine(&mut self, number: u16) {
+    fn lift_quarantine(&mut self, number: u16) -> Result<(), String> {
         let was_loaded = !self.postmortem.quarantine.does_not_start(number);
+        if !was_loaded {
+            self.may_replace()?;
+        }
         self.forgive(number);
-        let Some(route) = self.generation.routes.handlers().get(usize::from(number)) else { return };
+        let Some(route) = self.generation.routes.handlers().get(usize::from(number)) else { return Ok(()) };
         if was_loaded {
-            return log::warn!("{}: quarantine lifted by wshd ctl; handler back in service", route.name);
+            log::warn!("{}: quarantine lifted by wshd ctl; handler back in service", route.name);
+            return Ok(());
         }
         log::warn!(
             "{}: quarantine lifted by wshd ctl; replacing the workers that run without it",
             route.name
         );
         let pool = self.generation.config.pool_of(&route.resource);
-        for (place, slot) in self.serving().into_iter().filter(|(place, _)| usize::from(place.pool) == pool) {
+        for (place, slot) in
+            self.all_workers().into_iter().filter(|(place, _)| usize::from(place.pool) == pool)
+        {
             if !self.rolling.policy.retires(slot) {
                 let step = Step { start: Some(place), retire: Some(slot) };
                 self.rolling.policy.on(rolling_restart::Event::Step(step));
             }
         }
+        Ok(())
     }
 }

@@ -220,8 +220,8 @@ impl Supervisor {
             ControlFlow::Continue(never) => match never {},
         };
         if let LoopEnd::Exit(exit) = outcome {
-            // After an upgrade, or before it is done, they are somebody else's.
-            if !self.upgrade.is_superseded() && self.upgrade.predecessor.is_none() {
+            // Another server has them, too, or takes them back.
+            if !self.shared.scoreboard.are_sockets_shared() {
                 self.generation.sockets().for_each(|listener| listener.remove_file());
                 self.host.control.remove_file();
             }
@@ -322,11 +322,12 @@ impl Supervisor {
         match ours.next() {
             Some(_) => None,
             None if self.pools.are_pending() => None,
-            None if superseded && self.rolling.policy.is_idle() => {
+            None if self.slots.is_stopping() => self.slots.exit(),
+            None if superseded && self.rolling.policy.is_idle() && !self.upgrade.has_old_server() => {
                 log::info!("upgrade: all connections moved or closed; exiting");
                 Some(Exit::Ok)
             }
-            None => self.slots.exit(),
+            None => None,
         }
     }
 
@@ -462,12 +463,12 @@ impl Supervisor {
         let mut out = io::stdout();
         let _ = writeln!(out, "wshd: {summary}").and_then(|()| out.flush());
         self.host.daemon.ready()?;
+        self.host.notify.set_silent(false);
         self.host.notify.ready(&summary);
         self.take_over();
         Ok(())
     }
 
-        self.host.notify.set_silent(false);
     fn summary(&self) -> String {
         let Generation { config, routes, listeners, .. } = &self.generation;
         prepare::summary(listeners, config, routes.resources().len())

@@ -15,7 +15,6 @@ use super::role::{Errand, Role};
 use super::rolling::PendingReload;
 use super::{Supervisor, plural};
 use crate::clock;
-use crate::fleet::memory::scoreboard::Place;
 use crate::fleet::sockets::handover::Received;
 use crate::log as sink;
 
@@ -86,9 +85,10 @@ impl Supervisor {
                 Some(generation.config.pool_of(&route.resource))
             },
         ));
-        // Also those that are to be restarted, however often they have failed.
-        let taken: Vec<(Place, usize)> = self.slots.taken().map(|slot| (self.place_of(slot), slot)).collect();
-        let steps = generation.steps(&changed, &taken);
+        if self.rolling.is_incomplete {
+            changed.extend(0..generation.config.pools.len());
+        }
+        let steps = generation.steps(&changed, &self.all_workers());
         if steps.is_empty() {
             log::info!("reload: no worker has to be replaced");
         }
@@ -149,6 +149,10 @@ impl Supervisor {
     /// The standbys of a reload serve, or nothing of it does, or the server was interrupted.
     pub(super) fn reload_done(&mut self, result: Result<(), Failure>) {
         if let Some(PendingReload::Replacing(new)) = self.rolling.reload.take() {
+        let was_committed = result.as_ref().map_or_else(|failure| failure.committed, |()| true);
+        if was_committed {
+            self.rolling.is_incomplete = result.is_err();
+        }
             self.auxiliaries.abort_trial(&mut self.processes);
             self.remove_sockets(new.sockets_without(&self.generation));
         }

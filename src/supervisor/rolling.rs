@@ -30,6 +30,8 @@ pub(super) struct Rolling {
     pub is_reload_wanted: bool,
     /// The log of before the reload, if that has another one.
     pub former_log: Option<sink::Former>,
+    /// Workers may be left of a generation before the one in force: a reload did not replace all of them.
+    pub is_incomplete: bool,
     /// What takes over from the worker that is told to leave.
     heir: Option<usize>,
 }

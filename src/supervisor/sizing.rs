@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use super::Supervisor;
 use super::policy::rolling_restart::{Event, Step};
+use super::{Busy, Supervisor};
 use crate::ctl::request::Change;
 use crate::fleet::memory::scoreboard::Place;
 
@@ -33,7 +33,14 @@ impl Supervisor {
         Ok(format!("{pool}: {before} workers become {after}").into())
     }
 
+    /// Whether workers can be replaced, added or removed now.
+    pub(super) fn may_replace(&self) -> Result<(), String> {
+        let busy = self.busy(&[Busy::Starting, Busy::Draining, Busy::Replacing]);
+        busy.map_or(Ok(()), |why| Err(why.to_owned()))
+    }
+
     pub(super) fn add_worker(&mut self, pool: u16) -> Result<(), String> {
+        self.may_replace()?;
         let numbers: Vec<u16> = self.workers_of(pool).iter().map(|(place, _)| place.number).collect();
         match (0..u16::MAX).find(|number| !numbers.contains(number)) {
             Some(number) if numbers.len() < MOST_WORKERS => {
@@ -47,33 +54,35 @@ impl Supervisor {
 
     /// One worker less in a pool; its connections go on in the others.
     pub(super) fn remove_worker(&mut self, pool: u16) -> Result<(), String> {
+        self.may_replace()?;
         let workers = self.workers_of(pool);
-        match workers.iter().max() {
-            Some((_, Some(slot))) if workers.len() > 1 => {
-                let step = Step { start: None, retire: Some(*slot) };
-                self.rolling.policy.on(Event::Step(step));
-            }
-            Some((place, None)) if workers.len() > 1 => self.rolling.policy.on(Event::Cancel(*place)),
-            _ => return Err("cannot remove the last worker".to_owned()),
+        if workers.len() <= 1 {
+            return Err("cannot remove the last worker".to_owned());
         }
+        // In the place of one that is being replaced there would be another one soon.
+        let is_replaced = |slot: &Option<usize>| slot.is_some_and(|slot| self.rolling.policy.retires(slot));
+        let event = match workers.into_iter().filter(|(_, slot)| !is_replaced(slot)).max() {
+            Some((_, Some(slot))) => Event::Step(Step { start: None, retire: Some(slot) }),
+            Some((place, None)) => Event::Cancel(place),
+            None => return Err("workers are being replaced; try again".to_owned()),
+        };
+        self.rolling.policy.on(event);
         Ok(())
     }
 
-    /// Places and slots of all workers.
-    pub(super) fn serving(&self) -> Vec<(Place, usize)> {
-        let slots = (0..self.processes.slots()).filter(|slot| !self.pools.owns(*slot));
-        let slots = slots.filter(|slot| self.processes.holder(*slot).is_some());
-        slots.map(|slot| (self.place_of(slot), slot)).collect()
+    /// Places and slots of all workers, also of those that are to be restarted, however often they have failed.
+    pub(super) fn all_workers(&self) -> Vec<(Place, usize)> {
+        self.slots.taken().map(|slot| (self.place_of(slot), slot)).collect()
     }
 
     /// Those of a pool that are not to leave, with their slots, and those that are to come in addition.
     pub(super) fn workers_of(&self, pool: u16) -> Vec<(Place, Option<usize>)> {
         let rolling = &self.rolling.policy;
         let replaced: Vec<usize> = rolling.replaced().collect();
-        let serving = self.serving().into_iter();
-        let serving = serving.filter(|(_, slot)| !rolling.retires(*slot) || replaced.contains(slot));
-        let serving = serving.map(|(place, slot)| (place, Some(slot)));
+        let staying = self.all_workers().into_iter();
+        let staying = staying.filter(|(_, slot)| !rolling.retires(*slot) || replaced.contains(slot));
+        let staying = staying.map(|(place, slot)| (place, Some(slot)));
         let coming = rolling.additions().map(|place| (place, None));
-        serving.chain(coming).filter(|(place, _)| place.pool == pool).collect()
+        staying.chain(coming).filter(|(place, _)| place.pool == pool).collect()
     }
 }

@@ -179,6 +179,11 @@ impl Upgrade {
         self.policy.is_serving()
     }
 
+    /// Whether the server that this one has replaced still hands connections over.
+    pub fn has_old_server(&self) -> bool {
+        self.old_server.is_some()
+    }
+
     /// What to wait for.
     pub fn channels(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let channel = self.channel.as_ref().filter(|_| self.policy == policy::UpgradeState::Starting);
@@ -261,6 +266,10 @@ impl Supervisor {
                         self.on_upgrade(Event::NotStarted(why));
                     }
                 },
+                // Who waits for the one that is under way is told how that ends.
+                Action::Refuse(why) if self.upgrade.policy.is_under_way() => {
+                    log::error!("upgrade: refused: {why}");
+                }
                 Action::Refuse(why) => self.upgrade_done(Err(format!("upgrade: refused: {why}"))),
                 Action::Fail(why) => self.fail_upgrade(&why),
                 Action::Hurry => {
@@ -275,8 +284,23 @@ impl Supervisor {
                     successor.into_iter().for_each(|pid| self.processes.terminate(pid, clock::now()));
                 }
                 Action::HandOver => self.hand_over(),
+                Action::TakeBack(how) if self.slots.is_stopping() => {
+                    log::error!("upgrade: the new executable {how} while this one stops");
+                }
                 Action::TakeBack(how) => self.take_back(&how),
             }
+        }
+        self.note_sharing();
+    }
+
+    /// Whether another server has the listening sockets, too, or may have to take them back.
+    fn note_sharing(&self) {
+        let Upgrade { policy, predecessor, old_server, .. } = &self.upgrade;
+        let has_new_server = policy.is_pending() || policy.is_serving();
+        let are_shared = has_new_server || predecessor.is_some() || old_server.is_some();
+        self.shared.scoreboard.share_sockets(are_shared);
+        if self.slots.is_stopping() {
+            self.refuse_connections();
         }
     }
 
@@ -302,7 +326,6 @@ impl Supervisor {
                 let mut process = Process::new(Role::Successor, None, 0, None);
                 process.set_deadline(clock::now() + TIMEOUT, READY);
                 self.processes.insert(child, process);
-                self.shared.scoreboard.share_sockets(true);
                 (self.upgrade.channel, self.upgrade.txs) = (Some(ours), Vec::new());
                 self.upgrade.received = Received::default();
                 Ok(child)
@@ -327,7 +350,7 @@ impl Supervisor {
         }
         self.abort_rolling("another executable takes over");
         self.host.control.hand_over();
-        for (_, slot) in self.serving() {
+        for (_, slot) in self.all_workers() {
             let step = Step { start: None, retire: Some(slot) };
             self.rolling.policy.on(rolling_restart::Event::Step(step));
         }
@@ -340,16 +363,17 @@ impl Supervisor {
             "upgrade: the new executable {how} after it had taken over; this executable serves again"
         );
         // The one that has been told to leave will; those that were to follow stay.
-        let leaves = |slot: usize| self.rolling.policy.is_retiring(slot);
+        let leaves = |slot: usize| {
+            let process = self.processes.holder(slot).and_then(|pid| self.processes.get(pid));
+            process.is_some_and(|process| process.is_retiring)
+        };
         let (leaving, staying): (Vec<_>, Vec<_>) =
-            self.serving().into_iter().partition(|(_, slot)| leaves(*slot));
+            self.all_workers().into_iter().partition(|(_, slot)| leaves(*slot));
         self.abort_rolling("the new executable is gone");
         self.upgrade.txs.clear();
         self.upgrade.channel = None;
-        self.shared.scoreboard.share_sockets(false);
         self.host.notify.main_pid(Pid::this());
         self.host.control.take_back();
-        self.rewrite_pid_file();
         let places: Vec<Place> = staying.into_iter().map(|(place, _)| place).collect();
         for (pool, settings) in (0_u16..).zip(&self.generation.config.clone().pools) {
             let missing = (0..settings.workers as u16).map(|number| Place { pool, number });
@@ -373,16 +397,16 @@ impl Supervisor {
 
     fn fail_upgrade(&mut self, why: &str) {
         self.upgrade.channel = None;
-        self.shared.scoreboard.share_sockets(false);
-        self.rewrite_pid_file();
         let program = self.upgrade.invocation.program.display();
         self.upgrade_done(Err(format!("upgrade: failed, and this executable serves on: {program}: {why}")));
     }
 
-    fn rewrite_pid_file(&mut self) {
+    /// The other executable has ended, and with it what it has put in place of the pid file.
+    pub(super) fn successor_ended(&mut self, how: String) {
         if let Err(error) = self.host.daemon.rewrite_pid_file() {
             log::error!("{error}");
         }
+        self.on_upgrade(Event::Ended(how));
     }
 
     fn upgrade_done(&mut self, result: Result<String, String>) {
@@ -397,8 +421,8 @@ impl Supervisor {
     pub(super) fn take_over(&mut self) {
         let Some(predecessor) = self.upgrade.predecessor.take() else { return };
         self.auxiliaries.serve(&mut self.processes);
-        let serving = self.serving().into_iter().filter(|(place, _)| place.pool == 0);
-        let inboxes = serving.filter_map(|(_, slot)| self.processes.inbox(slot));
+        let workers = self.all_workers().into_iter().filter(|(place, _)| place.pool == 0);
+        let inboxes = workers.filter_map(|(_, slot)| self.processes.inbox(slot));
         if let Err(error) = predecessor.take_over(inboxes) {
             log::error!("upgrade: cannot reach the old executable: {error}");
         }
@@ -407,6 +431,7 @@ impl Supervisor {
             Ok(_) => self.upgrade.old_server = Some(predecessor),
             Err(error) => log::error!("upgrade: the channel to the old executable: {error}"),
         }
+        self.note_sharing();
     }
 
     /// Until the old server has ended, it may have to take the listening sockets back: they are not shut down.
@@ -416,7 +441,7 @@ impl Supervisor {
             next.is_err_and(|error| error.kind() == io::ErrorKind::UnexpectedEof)
         };
         if self.upgrade.old_server.take_if(|old| has_ended(old)).is_some() {
-            self.shared.scoreboard.share_sockets(false);
+            self.note_sharing();
         }
     }
 

@@ -186,8 +186,16 @@ impl Supervisor {
                 Cause::Ended(0) => log::debug!("{}[{pid}] exited", kind.name()),
                 _ => log::warn!("{}[{pid}] {cause} while it was leaving", kind.name()),
             },
-            (Role::Errand(errand), _) => self.errand_ended(errand, pid, cause, process.result),
-            (Role::Successor, _) => self.on_upgrade(upgrade::Event::Ended(cause.to_string())),
+            (Role::Errand(errand), _) => {
+                let is_late = process.is_late();
+                let result = match cause {
+                    Cause::Ended(_) => Ok(process.result),
+                    _ if is_late => Err("a file system or name server does not answer".to_owned()),
+                    _ => Err(format!("the process that was {} {cause}", errand.name())),
+                };
+                self.errand_ended(errand, pid, result);
+            }
+            (Role::Successor, _) => self.successor_ended(cause.to_string()),
             (Role::Standby, Some(slot)) => {
                 let death = self.on_death((slot, pid), &process, cause);
                 let why = death.map_or_else(|| cause.to_string(), |(why, _)| why);
