@@ -23,8 +23,8 @@ use crate::time::Instant;
 /// How often loads are compared after a worker has started, and for how long.
 const REBALANCE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
 
-/// How workers are replaced that cannot take connections. A handler may use up descriptors wherever it runs: replacing
-/// its worker again and again helps nobody.
+/// How workers are replaced that cannot take connections, or are worn out while new ones fail. A handler may use up
+/// descriptors wherever it runs: replacing its worker again and again helps nobody.
 const FAULTS: Rule = Rule {
     free: 2,
     first: Duration::from_secs(5),
@@ -39,7 +39,7 @@ pub(super) struct Maintenance {
     rebalance_at: Instant,
     /// When all else is looked at next.
     tick_at: Instant,
-    /// When a worker is replaced because of a fault.
+    /// When a worker may be replaced because of a fault or wear.
     faults: Retry,
     pub logs: logs::Files,
     pub mail: Mail,
@@ -63,6 +63,11 @@ impl Maintenance {
         self.rebalance_at = now;
     }
 
+    /// A worker that was to come in the place of another one has failed.
+    pub fn replacement_failed(&mut self, now: Instant) {
+        self.faults.failed(now);
+    }
+
     /// When [`Supervisor::maintain`] has something to do.
     pub fn deadline(&self, now: Instant) -> Instant {
         if self.rebalance_until > now { self.rebalance_at.min(self.tick_at) } else { self.tick_at }
@@ -83,6 +88,11 @@ impl Supervisor {
         }
     }
 
+    fn is_replacing_due(&self, now: Instant) -> bool {
+        let may_replace = self.rolling.policy.is_idle() && self.may_replace().is_ok();
+        may_replace && self.maintenance.faults.not_before() <= now
+    }
+
     /// Replaces a worker in its place.
     fn replace(&mut self, slot: usize) {
         let step = Step { start: Some(self.place_of(slot)), retire: Some(slot) };
@@ -91,9 +101,8 @@ impl Supervisor {
 
     /// Replaces a worker that is worn out: one at a time, so that there is always one to accept.
     fn replace_worn(&mut self, now: Instant) {
-        let is_alone =
-            self.rolling.policy.is_idle() && self.processes.in_role(Role::Draining).next().is_none();
-        if !is_alone || !self.generation.config.wear.is_bounded() {
+        let is_alone = self.processes.in_role(Role::Draining).next().is_none();
+        if !is_alone || !self.generation.config.wear.is_bounded() || !self.is_replacing_due(now) {
             return;
         }
         let worn = self.processes.in_role(Role::Worker).find_map(|pid| self.wear_of(pid, now));
@@ -106,12 +115,7 @@ impl Supervisor {
     /// A worker cannot take connections. It says so again while it cannot.
     pub(super) fn replace_faulty(&mut self, slot: usize, now: Instant) {
         let fault = self.shared.scoreboard.slot(slot).and_then(|record| record.fault());
-        let Some(fault) = fault.filter(|_| self.rolling.policy.is_idle() && !self.slots.is_stopping()) else {
-            return;
-        };
-        if now < self.maintenance.faults.not_before() {
-            return;
-        }
+        let Some(fault) = fault.filter(|_| self.is_replacing_due(now)) else { return };
         self.maintenance.faults.failed(now);
         log::warn!("{} is replaced: {fault}", self.name(slot));
         self.replace(slot);

@@ -88,6 +88,10 @@ impl Supervisor {
                     self.processes.dismiss(pid);
                 }
             }
+            Action::GiveUp(why) => {
+                log::error!("{why}; the workers stay as they are");
+                self.maintenance.replacement_failed(clock::now());
+            }
             Action::Done(result) => self.reload_done(result),
         }
         ControlFlow::Continue(())

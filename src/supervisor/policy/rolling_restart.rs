@@ -51,6 +51,8 @@ pub enum Action {
     Retire(usize, Option<Place>),
     /// Kill the standby.
     Dismiss(Place),
+    /// A standby that belongs to no reload has failed, and what it was for does not happen; why.
+    GiveUp(String),
     /// The reload is over; an error says why, and whether it was committed.
     Done(Result<(), Failure>),
 }
@@ -174,7 +176,10 @@ impl RollingRestart {
         let given_up = pending.attempts >= ATTEMPTS;
         match &mut self.reload {
             Reload::Trial => self.abort(why),
-            Reload::None => self.remove(place),
+            Reload::None => {
+                self.remove(place);
+                self.actions.push_back(Action::GiveUp(why));
+            }
             Reload::Committed { failed } if given_up => {
                 failed.get_or_insert(why);
                 self.remove(place);
@@ -267,7 +272,7 @@ impl Progress {
 
 #[cfg(test)]
 mod tests {
-    use super::Action::{Begin, Commit, Dismiss, Done, Retire, Start};
+    use super::Action::{Begin, Commit, Dismiss, Done, GiveUp, Retire, Start};
     use super::Event::{Abort, Cancel, Failed, Left, Ready};
     use super::*;
 
@@ -372,7 +377,7 @@ mod tests {
             (Left(0), &[Start(A)]),
             (Cancel(A), &[Dismiss(A), Start(B)]),
             (failed(A), &[]),
-            (failed(B), &[]),
+            (failed(B), &[GiveUp("it died".to_owned())]),
         ]);
     }
 }
