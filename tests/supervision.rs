@@ -782,6 +782,25 @@ fn a_request_waits_for_a_process_of_its_own() {
 }
 
 #[test]
+#[ignore = "takes twelve seconds"]
+fn a_parent_that_does_not_fork_is_killed_and_replaced() {
+    let dir = echo_dir();
+    let config = dir.path().join("wshd.conf");
+    let text = "[handler.\"/echo\"]\nisolation = \"connection\"\n[pool.echo]\nspare = 1\nprocesses = 4\n";
+    std::fs::write(&config, text).unwrap();
+    let mut server = Server::start(&dir, &["--config", config.to_str().unwrap(), "--workers", "1"]);
+    let url = format!("ws://{}/echo", server.address());
+    let parent = server.workers().into_iter().find(|pid| title(*pid).contains("parent")).unwrap();
+    send(parent, Signal::SIGSTOP);
+    let first = tungstenite::connect(&url).unwrap(); // by the process that waits
+    server.says("did not fork in time; sending SIGTERM");
+    until("there are processes again", || tungstenite::connect(&url).is_ok());
+    assert!(!is_alive(parent));
+    drop(first);
+    server.stop();
+}
+
+#[test]
 fn a_request_without_a_process_is_answered_in_time() {
     let dir = echo_dir();
     let config = dir.path().join("wshd.conf");

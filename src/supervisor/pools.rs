@@ -250,8 +250,11 @@ impl Supervisor {
     fn give_up_pending(&mut self) {
         let now = clock::now();
         let late: Vec<_> = self.pools.pending.extract_if(.., |pending| pending.give_up <= now).collect();
-        for Pending { slot, .. } in late {
+        for Pending { slot, parent, .. } in late {
             log::error!("{}: cannot fork: not done within {FORK_TIMEOUT:?}", self.name(slot));
+            // It hangs, and would not fork the next one, either.
+            let parent = self.processes.get_mut(parent);
+            parent.into_iter().for_each(|parent| parent.hurry(now, "fork in time"));
             self.fork_failed(slot);
         }
     }
