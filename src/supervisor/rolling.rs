@@ -157,7 +157,7 @@ impl Supervisor {
         let Some((pid, slot)) = self.standby(place) else { return };
         self.processes.set_role(pid, Role::Worker);
         if let Some(record) = self.shared.scoreboard.slot(slot) {
-            record.set_state(State::Starting);
+            record.set_state(State::Running); // from here on it has to respond
         }
         self.command(slot, Command::Begin, None);
         self.maintenance.begin_rebalance(clock::now());
