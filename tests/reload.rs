@@ -802,5 +802,37 @@ fn a_reload_is_not_done_while_a_worker_that_it_replaces_hangs() {
     server.says("reload: done");
     assert!(!daemon::is_alive(old), "{}", server.log());
     assert_eq!(logged(&server, &format!("[{old}] has not responded")), 1);
+    // It was to leave: none is started in its place beside the one that has come.
+    assert_eq!(logged(&server, "] is starting\n"), 1, "{}", server.log());
+    assert_eq!(server.workers().len(), 1);
+    server.stop();
+}
+
+#[test]
+fn a_reload_after_one_that_was_not_completed_replaces_all_workers() {
+    let dir = Dir::new();
+    install(&dir, "chat", &versioned(1, ""));
+    let socket = dir.path().join("control");
+    let control = ["--control-socket", socket.to_str().unwrap()];
+    let args = [&control[..], &["--workers", "2", "-o", "drain_delay=10m"]].concat();
+    let mut server = Server::start(&dir, &args);
+    let before = pids(&server);
+    for pid in &before {
+        kill(Pid::from_raw(*pid), Signal::SIGSTOP).unwrap();
+    }
+    install(&dir, "chat", &versioned(2, ""));
+    server.signal(Signal::SIGHUP);
+    // The first one is told to leave, and does not yet.
+    server.says("reload: resources changed: /chat");
+    server.ctl_says(&socket, &["drain", "--for", "10m"]);
+    server.says("reload: incomplete: the new configuration is in force, but not all workers were replaced");
+    server.ctl_says(&socket, &["resume"]);
+    for pid in &before {
+        kill(Pid::from_raw(*pid), Signal::SIGCONT).unwrap();
+    }
+    until("one is left", || pids(&server).intersection(&before).count() == 1);
+    reload(&server);
+    until("none is left", || pids(&server).is_disjoint(&before));
+    assert_eq!(connect_and_ask(&server, "/chat", "version"), "2");
     server.stop();
 }

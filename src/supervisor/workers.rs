@@ -205,6 +205,12 @@ impl Supervisor {
             (Role::Worker, Some(slot)) => {
                 let death = self.on_death((slot, pid), &process, cause);
                 self.vacate(slot, &process);
+                // One that was to leave is not restarted, unless its inbox has something: the next one is to leave.
+                let leaves = process.is_retiring || self.rolling.policy.is_retiring(slot);
+                if leaves && !self.processes.has_mail(slot) {
+                    self.slots.on(Event::Left(slot), clock::now());
+                    return self.rolling.policy.on(rolling_restart::Event::Left(slot));
+                }
                 self.slots.on(death.map_or(Event::Died(slot), |(_, event)| event), clock::now());
                 self.rolling.policy.on(rolling_restart::Event::Left(slot));
             }
