@@ -42,17 +42,13 @@ impl Supervisor {
         true
     }
 
-    pub(super) fn reload_prepared(&mut self, pid: Pid, is_done: bool, result: Received) {
+    pub(super) fn reload_prepared(&mut self, pid: Pid, result: Result<Received, String>) {
         let is_it =
             |reload: &mut PendingReload| matches!(reload, PendingReload::Preparing(child) if *child == pid);
         if self.rolling.reload.take_if(is_it).is_none() {
             return;
         }
-        let next = match is_done {
-            true => NextGeneration::of(&self.generation, &*self.host.reread, result),
-            false => Err("a file system or name server does not answer".to_owned()),
-        };
-        match next {
+        match result.and_then(|result| NextGeneration::of(&self.generation, &*self.host.reread, result)) {
             Ok(NextGeneration { generation, former_log }) => {
                 self.rolling.former_log = former_log;
                 self.try_out(generation);

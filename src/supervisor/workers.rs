@@ -212,7 +212,6 @@ impl Supervisor {
                     return self.rolling.policy.on(rolling_restart::Event::Left(slot));
                 }
                 self.slots.on(death.map_or(Event::Died(slot), |(_, event)| event), clock::now());
-                self.rolling.policy.on(rolling_restart::Event::Left(slot));
             }
             (Role::PerConnection(_), Some(slot)) => {
                 self.on_death((slot, pid), &process, cause);
@@ -238,11 +237,11 @@ impl Supervisor {
         }
     }
 
-    fn errand_ended(&mut self, errand: Errand, pid: Pid, cause: Cause, result: Received) {
+    fn errand_ended(&mut self, errand: Errand, pid: Pid, result: Result<Received, String>) {
         match errand {
-            Errand::Reload => self.reload_prepared(pid, matches!(cause, Cause::Ended(_)), result),
-            Errand::OpenLogs => self.logs_were_opened(result),
-            Errand::WatchCertificates => self.certificates_changed(result),
+            Errand::Reload => self.reload_prepared(pid, result),
+            Errand::OpenLogs => self.logs_were_opened(result.unwrap_or_default()),
+            Errand::WatchCertificates => self.certificates_changed(result.unwrap_or_default()),
             Errand::Tidy(_) => {}
         }
     }
