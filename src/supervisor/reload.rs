@@ -120,6 +120,7 @@ impl Supervisor {
         self.postmortem.quarantine.set_rules(new.config.quarantine);
         if new.is_reread(&self.generation) {
             self.lift_quarantines_of_changed(&new);
+            self.set_log_level(new.config.log.level);
         }
         let deadline = self.drain_deadline(None);
         self.auxiliaries.commit(&mut self.processes, deadline);
@@ -145,12 +146,12 @@ impl Supervisor {
     /// The standbys of a reload serve, or nothing of it does, or the server was interrupted.
     pub(super) fn reload_done(&mut self, result: Result<(), Failure>) {
         if let Some(PendingReload::Replacing(new)) = self.rolling.reload.take() {
+            self.auxiliaries.abort_trial(&mut self.processes);
+            self.remove_sockets(new.sockets_without(&self.generation));
+        }
         let was_committed = result.as_ref().map_or_else(|failure| failure.committed, |()| true);
         if was_committed {
             self.rolling.is_incomplete = result.is_err();
-        }
-            self.auxiliaries.abort_trial(&mut self.processes);
-            self.remove_sockets(new.sockets_without(&self.generation));
         }
         let result = match result {
             Ok(()) => Ok(()),
