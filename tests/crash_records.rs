@@ -272,6 +272,8 @@ fn exits_hangs_and_kills_are_distinguished() {
     let object = served.handlers.path().join("loop_wsh.so");
     assert!(functions_at(&object, hang["code"]["offset"].as_str().unwrap()).contains("on_message"));
 
+    // Its handlers are loaded then.
+    let _open = Raw::open(&served.server.address(), "/exits");
     let (line, killed) =
         served.death(|server| kill(Pid::from_raw(server.worker()), Signal::SIGKILL).unwrap());
     assert_eq!((&killed["cause"], &killed["signal"]), (&"killed".into(), &"SIGKILL".into()));
