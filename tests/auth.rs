@@ -160,6 +160,39 @@ fn passwords_are_compared_off_the_event_loop() {
 }
 
 #[test]
+fn a_password_that_was_compared_in_vain_is_forgotten() {
+    // As many as an address may have compared at a time. While they wait the handler reaches its limit.
+    const CLIENTS: usize = 64;
+    let hash = user("", "secret", 8);
+    let users: String = (0..CLIENTS + 2).map(|number| format!("user{number}{hash}")).collect();
+    let text = "workers = 1\nhtpasswd = 'DIR/users'\n[handler.'/echo']\nmax_connections = 1\n";
+    let (mut server, _dir) = serve(&["echo"], &users, text);
+    let log_in = |numbers: std::ops::Range<usize>| -> Vec<String> {
+        let mut all: Vec<_> = numbers.map(|number| (number, Raw::connect(&server.address()))).collect();
+        for (number, raw) in &mut all {
+            let credentials = basic(&format!("user{number}:secret"));
+            raw.send(format!("GET /echo HTTP/1.1\r\nHost: a\r\n{UPGRADE}{credentials}\r\n").as_bytes());
+        }
+        let heads: Vec<_> = all.iter_mut().map(|(_, raw)| raw.head()).collect();
+        let is_open = |head: &str| head.starts_with("HTTP/1.1 101 ");
+        let answers = all.iter_mut().zip(heads).map(|((_, raw), head)| match is_open(&head) {
+            true => "opened".to_owned(),
+            false => String::from_utf8_lossy(&raw.rest()).into_owned(),
+        });
+        answers.collect()
+    };
+    let opened = |answers: &[String]| answers.iter().filter(|answer| *answer == "opened").count();
+    assert_eq!(opened(&log_in(0..CLIENTS)), 1);
+    // Those that were not compared are not cached.
+    until("there is room again", || {
+        let answers = log_in(CLIENTS..CLIENTS + 2);
+        assert!(!answers.iter().any(|answer| answer.contains("too many passwords")), "{answers:?}");
+        opened(&answers) > 0
+    });
+    server.stop();
+}
+
+#[test]
 fn correct_passwords_are_cached() {
     let users = user("ann", "secret", 10) + &user("bob", "secret", 10);
     let (mut server, _dir) = serve(&["echo"], &users, "workers = 1\nhtpasswd = 'DIR/users'\n");

@@ -35,6 +35,8 @@ const WAITING: usize = 256;
 pub struct Logins {
     /// By connection, of which some may have gone; at most [`WAITING`].
     waiting: RefCell<HashMap<u64, Login>>,
+    /// What was found out for a connection whose request is read again now.
+    known: RefCell<Option<(u64, Outcome)>>,
     recent: RefCell<Recent>,
     threads: Cell<usize>,
     /// To the threads, which take turns with the other end.
@@ -46,8 +48,6 @@ pub struct Logins {
 struct Login {
     client: Option<SocketAddr>,
     proof: Proof,
-    /// Once it is known, until the request is read again.
-    outcome: Option<Outcome>,
 }
 
 impl Logins {
@@ -55,8 +55,9 @@ impl Logins {
     pub fn new(commands: &'static CommandQueue) -> io::Result<Self> {
         let (checks, taken) = channel();
         let recent = RefCell::new(Recent::new()?);
-        let (waiting, threads, taken) = (RefCell::default(), Cell::new(0), Arc::new(Mutex::new(taken)));
-        Ok(Self { waiting, recent, threads, checks, taken, commands })
+        let (waiting, known) = Default::default();
+        let (threads, taken) = (Cell::new(0), Arc::new(Mutex::new(taken)));
+        Ok(Self { waiting, known, recent, threads, checks, taken, commands })
     }
 
     /// Whose password this is, if it was right lately; else what stands for it.
@@ -81,7 +82,7 @@ impl Logins {
                 return false;
             }
         }
-        waiting.insert(id, Login { client, proof, outcome: None });
+        waiting.insert(id, Login { client, proof });
         self.checks.send((id, check)).is_ok()
     }
 
@@ -119,11 +120,11 @@ impl Handshakes {
         head: &Head,
     ) -> Result<Option<User>, Unserved> {
         let Some(policy) = policy else { return Ok(None) };
-        let known = self.logins.waiting.borrow_mut().remove(&id).and_then(|login| login.outcome);
+        let known = self.logins.known.take().filter(|(conn, _)| *conn == id);
         let client = self.conns.peer(id);
         let is_known = known.is_some();
         let outcome = match known {
-            Some(outcome) => outcome,
+            Some((_, outcome)) => outcome,
             None => {
                 if let Err(refusal) = self.admission.may_log_in(client) {
                     return Err(self.refuse(id, refusal, ""));
@@ -166,7 +167,7 @@ impl Handshakes {
         self.conns.edit_record(id, |record| _ = record.set_strings(strings)); // they fit
     }
 
-    /// A password was compared. Whether the request is to be read again: its connection may have gone, or moved.
+    /// A password was compared. Whether to read the request again, at once: its connection may have gone, or moved.
     pub fn authenticated(&self, id: u64, outcome: Outcome) -> bool {
         let Some(login) = self.logins.waiting.borrow_mut().remove(&id) else { return false };
         match &outcome {
@@ -177,7 +178,7 @@ impl Handshakes {
         if self.conns.core.borrow_mut().table.get(id).is_none() {
             return false;
         }
-        self.logins.waiting.borrow_mut().insert(id, Login { outcome: Some(outcome), ..login });
+        self.logins.known.replace(Some((id, outcome)));
         self.conns.resume(id, Pause::Handshake);
         true
     }
