@@ -155,7 +155,8 @@ fn live(host: &'static ThreadHost, beginning: ThreadStart) {
             stopwatch.time(Callback::Close, || handler.close(conn, ended.by, u32::from(ended.code)));
         }
     }
-    CURRENT.set(None);
+    // Dropped where nothing of the thread is in use: the release of the handler's pointer may call the host.
+    drop(CURRENT.take());
     clock.end();
     host.commands.give(ThreadCommand::ThreadEnded);
 }
