@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use ::ws_handler::raw::WS_BY_HOST;
 
+use crate::ffi::host::run_releases;
 use crate::fleet::memory::bulletin::Readiness;
 use crate::fleet::memory::scoreboard::{Slot, State};
 use crate::fleet::sockets::control::{Command, Report};
@@ -181,6 +182,10 @@ impl Worker {
                 "leaving with {connections} connections and {threads} handler threads that did not end in time"
             );
         }
+        // Of connections that have ended in this turn.
+        self.run_commands();
+        self.session.settle();
+        run_releases();
         if threads == 0 {
             self.handlers.stop();
         }

@@ -86,9 +86,8 @@ impl Worker {
                 self.conns.watch_all();
             }
             self.deadlines();
-            self.handlers.run_timers();
-            // A release callback may send.
-            if run_releases() {
+            // Both may send.
+            if self.handlers.run_timers() | run_releases() {
                 self.session.settle();
             }
             if self.conns.life.are_chores_due() && self.do_chores() {

@@ -30,8 +30,8 @@ const MOST_POSTS: usize = 1024;
 pub struct Posts {
     names: Vec<String>,
     workers: u32,
-    /// Handler and function, in order; at most [`MOST_POSTS`] of each handler.
-    waiting: Mutex<VecDeque<(u16, Task)>>,
+    /// Handler and function, in order; at most [`MOST_POSTS`] of each handler. `None` once the worker stops.
+    waiting: Mutex<Option<VecDeque<(u16, Task)>>>,
     /// Index plus 1 of the handler that the event loop has called about no connection; 0: none.
     called: AtomicU32,
     /// Wakes the event loop, once there is one.
@@ -41,20 +41,25 @@ pub struct Posts {
 impl Posts {
     /// For handlers of these names, in a pool of so many workers.
     pub fn new(names: Vec<String>, workers: u32) -> Self {
-        let waiting = Mutex::default();
+        let waiting = Mutex::new(Some(VecDeque::new()));
         Posts { names, workers, waiting, called: AtomicU32::new(0), commands: OnceLock::new() }
     }
 
     /// There is an event loop now.
     pub fn begin(&self, commands: &'static CommandQueue) {
         let _ = self.commands.set(commands);
-        if !self.lock().is_empty() {
+        if self.lock().as_ref().is_some_and(|waiting| !waiting.is_empty()) {
             commands.give(ThreadCommand::Posted);
         }
     }
 
     pub fn take(&self) -> VecDeque<(u16, Task)> {
-        std::mem::take(&mut *self.lock())
+        self.lock().as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// The same for the last time: others are refused from now on.
+    pub fn close(&self) -> VecDeque<(u16, Task)> {
+        self.lock().take().unwrap_or_default()
     }
 
     /// The event loop calls this handler, or none, about no connection.
@@ -62,7 +67,7 @@ impl Posts {
         self.called.store(handler.map_or(0, |handler| u32::from(handler) + 1), Ordering::Relaxed);
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<(u16, Task)>> {
+    fn lock(&self) -> MutexGuard<'_, Option<VecDeque<(u16, Task)>>> {
         // A panic elsewhere leaves the queue whole.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -72,6 +77,7 @@ impl Worker for Posts {
     fn post(&self, handler: u16, task: Task) -> i32 {
         {
             let mut waiting = self.lock();
+            let Some(waiting) = &mut *waiting else { return WS_E_GONE };
             if waiting.iter().filter(|(other, _)| *other == handler).count() >= MOST_POSTS {
                 return WS_E_LIMIT;
             }

@@ -100,7 +100,7 @@ impl Loaded {
     }
 
     pub fn stop(&self) {
-        self.posts.take().into_iter().for_each(|(_, task)| task.run(0));
+        self.posts.close().into_iter().for_each(|(_, task)| task.run(0));
         stop(&self.services);
     }
 }
@@ -118,23 +118,27 @@ pub struct Handlers {
 
 impl Handlers {
     pub fn stop(&self) {
-        self.run_posted();
+        self.run_all(self.posts.close());
         stop(&self.services);
     }
 
     /// Runs what they have posted about no connection.
     pub fn run_posted(&self) {
-        for (handler, task) in self.posts.take() {
-            self.run_task(handler, task);
-        }
+        self.run_all(self.posts.take());
     }
 
-    /// Runs their timers that have expired.
+    fn run_all(&self, posted: impl IntoIterator<Item = (u16, Task)>) {
+        posted.into_iter().for_each(|(handler, task)| self.run_task(handler, task));
+    }
+
+    /// Runs their timers that have expired; whether there were any.
     #[inline]
-    pub fn run_timers(&self) {
-        if self.tasks.next_timer() <= self.conns.now() {
+    pub fn run_timers(&self) -> bool {
+        let is_due = self.tasks.next_timer() <= self.conns.now();
+        if is_due {
             self.run_expired();
         }
+        is_due
     }
 
     #[cold]
