@@ -94,11 +94,11 @@ impl Open {
         }
     }
 
-    /// The handler has nothing to do with the connection any more.
-    pub fn release_user(&mut self) {
-        self.user = null_mut();
+    /// Its handler was told that it moves, and is to be told that it is open: nothing that it has set is left.
+    pub fn begin_anew(&mut self) {
+        (self.user, self.last_opcode, self.over) = (null_mut(), 0, false);
         if let Some(extra) = &mut self.extra {
-            extra.user = None;
+            (extra.user, extra.timers) = Default::default();
         }
     }
 

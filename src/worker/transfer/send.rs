@@ -14,8 +14,9 @@ use crate::fleet::memory::scoreboard::{Slot, State};
 use crate::fleet::sockets::inbox;
 use crate::time::Instant;
 use crate::worker::conn::handoff::{Beside, Purpose, entry_size, unsent_of};
+use crate::worker::conn::open::Open;
 use crate::worker::conn::record::{Record, flags};
-use crate::worker::conn::table::Table;
+use crate::worker::conn::table::{Pause, Table};
 use crate::worker::crash::rescue;
 use crate::worker::crash::signals::uninterrupted;
 use crate::worker::handshake::outcome::Elsewhere;
@@ -356,13 +357,14 @@ impl Transfer {
     /// The connection could not be sent: it is resumed here, as if it had arrived, or goes on as it was if it is not
     /// open.
     pub fn keep(&self, id: u64) {
-        let Some(handler) = self.conns.with_open(id, |handler, _| handler) else { return };
+        let begin_anew = |handler, open: &mut Open| {
+            open.begin_anew();
+            handler
+        };
+        let Some(handler) = self.conns.with_open(id, begin_anew) else { return };
         self.conns.edit_record(id, Record::set_resumed);
         self.conns.commands.set_open(id, handler);
-        self.conns.with_open(id, |_, open| {
-            open.release_user();
-            open.over = false;
-        });
+        self.conns.resume(id, Pause::Handler);
         self.session.notify_open(id, handler);
     }
 
