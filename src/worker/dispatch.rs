@@ -235,10 +235,7 @@ impl Worker {
             ThreadCommand::HandshakeEnded(conn) => self.handshakes.finish_handshake(conn),
             ThreadCommand::Detached(conn, state) => self.transfer.thread_detached(conn, &state),
             ThreadCommand::CaughtUp(conn) => self.conns.finish_input(conn),
-            ThreadCommand::Room(conn) => {
-                self.conns.resume(conn, Pause::ThreadChannel);
-                self.conns.arm(conn);
-            }
+            ThreadCommand::Room(conn) => self.conns.resume(conn, Pause::ThreadChannel),
             ThreadCommand::ThreadEnded => {
                 self.session.threads.ended();
                 self.conns.life.request_chores();

@@ -17,10 +17,12 @@ mod contract;
 mod echo;
 mod examples;
 mod handlers;
+mod kept;
 mod limits;
 mod opening;
 mod owned;
 mod stopping;
+mod threads;
 mod turns;
 
 use daemon::{Dir, Server};

@@ -20,6 +20,9 @@ impl Conns {
     /// Sends a Close frame, first or as the answer. Does nothing if one was sent.
     pub fn close(&self, id: u64, code: Option<u16>, reason: &[u8], by: u32) {
         let closed = self.with_protocol(id, |open, io| {
+            if open.over {
+                return false;
+            }
             // RFC 6455 7.1.7: of a connection that has failed the code is fixed.
             let (code, reason) = open.failure().map_or((code, reason), |code| (Some(code), &b""[..]));
             let is_sent = open.proto.close(code, reason, io).is_ok();
@@ -144,6 +147,7 @@ impl Conns {
             open.channel().is_some() && !open.over && open.proto.close_sent().is_none()
         });
         if is_blocking != Some(true) {
+            self.run_sends(id);
             return self.close(id, Some(code), b"", WS_BY_HOST);
         }
         self.pause(id, Pause::Move);

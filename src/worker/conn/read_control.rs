@@ -19,18 +19,19 @@ impl Conns {
         let Some(conn) = core.table.get(id) else { return };
         if conn.set_pause(reason, false, self.now()) {
             self.watch_conn(id, conn);
+            self.arm_conn(id, conn, &mut core.timers);
             if conn.has_unread() {
                 core.turns.join(id, conn);
             }
         }
     }
 
+    /// A handler wants reading to stop, or to go on. Once a Close frame was sent that of the peer has to be read.
     pub fn pause_for_handler(&self, id: u64, paused: bool) {
-        if paused {
-            self.pause(id, Pause::Handler);
-        } else {
-            self.resume(id, Pause::Handler);
-            self.arm(id);
+        let is_closing = self.with_open(id, |_, open| open.proto.close_sent().is_some());
+        match paused && is_closing == Some(false) {
+            true => self.pause(id, Pause::Handler),
+            false => self.resume(id, Pause::Handler),
         }
     }
 

@@ -40,7 +40,15 @@ impl Conns {
     }
 
     /// Carries out what other threads have sent on a connection, ahead of the other commands.
+    #[inline]
     pub fn run_sends(&self, id: u64) {
+        if !self.commands.at(id).is_quiet() {
+            self.run_waiting_sends(id);
+        }
+    }
+
+    #[cold]
+    fn run_waiting_sends(&self, id: u64) {
         let taken = self.batch.take().into_iter();
         let (mut sends, rest): (VecDeque<_>, _) = taken.partition(|command| command.is_send_of(id));
         self.batch.replace(rest);

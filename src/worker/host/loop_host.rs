@@ -140,6 +140,7 @@ impl Host for LoopHost {
         {
             return self.gone(conn);
         }
+        self.conns.run_sends(conn);
         self.conns.close(conn, code, reason, WS_BY_HANDLER);
         WS_OK
     }
@@ -205,6 +206,8 @@ impl LoopHost {
             _ if flags & !(WS_MORE | WS_UNCOMPRESSED) != 0 => WS_E_INVALID,
             true => self.send_fragment(conn, kind, payload, flags),
             false => {
+                // The end of a fragmented message may be on its way from another thread.
+                self.conns.run_sends(conn);
                 let trusted = self.is_trusted(kind, payload.bytes());
                 self.conns.send(conn, kind, payload, flags, trusted, true)
             }

@@ -1,0 +1,126 @@
+//! Calls of a handler's threads that meet those of the event loop: each of them is carried out, in the order in which
+//! they returned. The handler runs its thread within the callback, so that the order is known.
+
+use std::time::{Duration, Instant};
+
+use crate::client::{CLOSE, Raw, TEXT, close_payload};
+use crate::daemon::{Dir, Server};
+
+/// Carries out what a text says: partly on a thread that ends before the callback goes on.
+const HANDLER: &str = r#"
+    #include <pthread.h>
+    #include <stddef.h>
+    #include <ws_handler.h>
+    static ws_conn current;
+    static void *send_text(void *text) { ws_send_text(current, text); return NULL; }
+    static void *begin(void *text) { ws_send_flags(current, WS_TEXT, text, strlen(text), WS_MORE); return NULL; }
+    static void *pause_reading(void *text) { ws_pause(current); return text; }
+    static void elsewhere(ws_conn conn, void *(*run)(void *), const char *text)
+    {
+        pthread_t thread;
+        current = conn;
+        if (pthread_create(&thread, NULL, run, (void *)text) == 0)
+            pthread_join(thread, NULL);
+    }
+    static void on_timer(ws_conn conn, void *arg)
+    {
+        (void)conn, (void)arg;
+        ws_send_text(current, "tick");
+    }
+    static void on_message(ws_conn conn, const ws_message *msg)
+    {
+        ws_bytes text = {msg->data, msg->size};
+        if (ws_bytes_equal(text, "send, close")) {
+            elsewhere(conn, send_text, "sent before");
+            ws_close(conn, 1000, NULL);
+        } else if (ws_bytes_equal(text, "pause, close")) {
+            elsewhere(conn, pause_reading, NULL);
+            ws_close(conn, 1000, NULL);
+        } else if (ws_bytes_equal(text, "begin")) {
+            elsewhere(conn, begin, "be");
+        } else if (ws_bytes_equal(text, "end")) {
+            elsewhere(conn, send_text, "gun");
+            ws_send_text(conn, "next");
+        } else if (ws_bytes_equal(text, "end, other type")) {
+            elsewhere(conn, send_text, "gun");
+            ws_send(conn, WS_BINARY, "next", 4);
+        } else if (ws_bytes_equal(text, "timer")) {
+            current = conn;
+            ws_set_timer(0, 20, on_timer, NULL);
+        }
+    }
+    static int32_t passive_closing_handshake(ws_conn conn)
+    {
+        ws_abort(conn);
+        return WS_OK;
+    }
+    WS_HANDLER(.name = "threads", .on_message = on_message, .passive_closing_handshake = passive_closing_handshake);
+"#;
+
+fn serve() -> (Server, Dir) {
+    let dir = Dir::new();
+    dir.handler("threads", HANDLER);
+    (Server::start(&dir, &["--workers", "1"]), dir)
+}
+
+#[test]
+fn a_message_of_a_thread_is_sent_before_the_close_frame_that_follows() {
+    let (mut server, _dir) = serve();
+    let mut raw = Raw::open(&server.address(), "/threads");
+    assert_eq!(raw.ask("send, close"), "sent before");
+    raw.expect_close(1000);
+    server.stop();
+}
+
+#[test]
+fn the_last_fragment_of_a_thread_precedes_the_next_message() {
+    let (mut server, _dir) = serve();
+    for (end, next) in [("end", TEXT), ("end, other type", 0x82)] {
+        let mut raw = Raw::open(&server.address(), "/threads");
+        raw.text("begin");
+        let frames = |raw: &mut Raw, count| {
+            (0..count)
+                .map(|_| raw.next().unwrap())
+                .map(|frame| (frame.first, frame.payload))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(frames(&mut raw, 1), [(0x01, b"be".to_vec())]);
+        raw.text(end);
+        assert_eq!(frames(&mut raw, 2), [(0x80, b"gun".to_vec()), (next, b"next".to_vec())], "{end}");
+    }
+    server.stop();
+}
+
+#[test]
+fn a_pause_that_a_thread_has_asked_for_does_not_outlast_a_close() {
+    let (mut server, _dir) = serve();
+    let mut raw = Raw::open(&server.address(), "/threads");
+    raw.text("pause, close");
+    raw.expect_close(1000);
+    let begun = Instant::now();
+    raw.frame(CLOSE, &close_payload(1000, ""));
+    raw.expect_end();
+    assert!(begun.elapsed() < Duration::from_secs(3), "the peer's Close frame was not read");
+    server.stop();
+}
+
+#[test]
+fn nothing_is_sent_after_an_abort() {
+    let (mut server, _dir) = serve();
+    let mut raw = Raw::open(&server.address(), "/threads");
+    raw.frame(CLOSE, &close_payload(1000, ""));
+    raw.expect_end();
+    server.stop();
+}
+
+#[test]
+fn what_a_timer_of_the_worker_sends_goes_out_at_once() {
+    let (mut server, _dir) = serve();
+    let mut raw = Raw::open(&server.address(), "/threads");
+    let begun = Instant::now();
+    for _ in 0..5 {
+        assert_eq!(raw.ask("timer"), "tick");
+    }
+    assert!(begun.elapsed() < Duration::from_millis(2500), "{:?}", begun.elapsed());
+    server.stop();
+}
