@@ -10,6 +10,7 @@ pub const FLOOR: usize = 64 * 1024;
 
 /// The marks of a worker's send queues. Set by the event loop, read by all threads.
 pub struct Watermarks {
+    /// `low < high`.
     sending: Sending,
     /// `sending.high`, at most [`FLOOR`].
     floor: usize,
@@ -20,6 +21,8 @@ pub struct Watermarks {
 impl Watermarks {
     /// As configured, while the queues together hold no more than they may.
     pub fn new(sending: Sending) -> Self {
+        // Of one that was full something has gone when it has drained.
+        let sending = Sending { low: sending.low.min(sending.high.saturating_sub(1)), ..sending };
         Watermarks {
             sending,
             floor: sending.high.min(FLOOR),
@@ -87,6 +90,8 @@ mod tests {
         let small = watermarks(1000, 10, 4000);
         small.update(5000);
         assert_eq!((small.high(), small.low(), small.floor()), (1000, 10, 1000));
+        let equal = watermarks(1000, 1000, 0);
+        assert_eq!((equal.high(), equal.low()), (1000, 999), "what is full has not drained");
         let unbounded = watermarks(1 << 20, 1 << 18, 0);
         unbounded.update(u64::MAX);
         assert_eq!(unbounded.high(), 1 << 20);
