@@ -227,14 +227,26 @@ impl Handshake {
 
     /// Changes what the connection takes along; `None` if it is too late.
     pub fn carry<R>(&self, change: impl FnOnce(&mut Carried) -> R) -> Option<R> {
-        let mut draft = self.draft();
-        (!draft.finished).then(|| change(&mut draft.carried))
+        self.carry_if(|draft| !draft.finished, change)
     }
 
     /// The same after `WS_LATER`: once there is a verdict it is too late.
     pub fn carry_later<R>(&self, change: impl FnOnce(&mut Carried) -> R) -> Option<R> {
+        self.carry_if(|draft| !draft.finished && draft.verdict.is_none(), change)
+    }
+
+    /// A change that is refused is dropped when the draft is unlocked, and with it what it brings: that may call the
+    /// handler.
+    fn carry_if<R>(
+        &self,
+        may: impl FnOnce(&Draft) -> bool,
+        change: impl FnOnce(&mut Carried) -> R,
+    ) -> Option<R> {
         let mut draft = self.draft();
-        (!draft.finished && draft.verdict.is_none()).then(|| change(&mut draft.carried))
+        if !may(&draft) {
+            return None;
+        }
+        Some(change(&mut draft.carried))
     }
 
     /// Appends octets in place of a reply.
@@ -526,6 +538,24 @@ mod tests {
         assert_eq!(handshake.reply_later(reject(404)), WS_E_GONE);
         assert_eq!(handshake.carry_later(|_| ()), None, "too late");
         assert_eq!(status(&handshake), 403);
+    }
+
+    #[test]
+    fn what_comes_too_late_is_dropped_where_the_handshake_is_not_locked() {
+        struct Refused<'a>(&'a Handshake, &'a std::cell::Cell<u32>);
+        impl Drop for Refused<'_> {
+            fn drop(&mut self) {
+                self.1.set(self.1.get() + u32::from(self.0.draft.try_lock().is_ok()));
+            }
+        }
+        let (handshake, free) = (handshake(false), std::cell::Cell::new(0));
+        assert_eq!(handshake.reply_later(Reply::Accept), WS_OK);
+        let refused = Refused(&handshake, &free);
+        assert_eq!(handshake.carry_later(move |_| drop(refused)), None);
+        handshake.finish();
+        let refused = Refused(&handshake, &free);
+        assert_eq!(handshake.carry(move |_| drop(refused)), None);
+        assert_eq!(free.get(), 2);
     }
 
     #[test]
