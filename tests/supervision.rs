@@ -674,6 +674,56 @@ fn it_can_be_stopped_while_a_handler_does_not_answer() {
     until("the probe has ended, too", || !probes.iter().any(|pid| is_alive(*pid)));
 }
 
+#[test]
+fn a_handler_that_crashes_when_its_worker_stops_is_not_started_again() {
+    let dir = echo_dir();
+    dir.handler(
+        "last",
+        r#"
+        #include <stdlib.h>
+        #include <ws_handler.h>
+        static void on_worker_stop(void) { abort(); }
+        static void on_message(ws_conn conn, const ws_message *msg) { (void)conn, (void)msg; }
+        WS_HANDLER(.on_message = on_message, .on_worker_stop = on_worker_stop);
+        "#,
+    );
+    let mut server = Server::start(&dir, &["--workers", "2"]);
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.wait().code(), Some(0), "{}", server.log());
+    let crashes = logged(&server, " in on_worker_stop of last, ");
+    assert!((2..=4).contains(&crashes), "{}", server.log());
+}
+
+#[test]
+fn a_worker_that_was_busy_when_the_server_was_told_to_stop_leaves_with_the_others() {
+    let dir = echo_dir();
+    dir.handler(
+        "busy",
+        r#"
+        #include <unistd.h>
+        #include <ws_handler.h>
+        static void on_message(ws_conn conn, const ws_message *msg)
+        {
+            (void)msg;
+            ws_log(WS_LOG_INFO, "begins to work");
+            usleep(2800000);
+            ws_send_text(conn, "done");
+        }
+        static void on_worker_stop(void) { ws_log(WS_LOG_INFO, "stops in good order"); }
+        WS_HANDLER(.on_message = on_message, .on_worker_stop = on_worker_stop);
+        "#,
+    );
+    let mut server = Server::start(&dir, &["--workers", "1", "-o", "stop_timeout=3s"]);
+    let url = format!("ws://{}/busy", server.address());
+    let (mut client, _) = tungstenite::connect(url).unwrap();
+    client.send("work".into()).unwrap();
+    server.says("begins to work");
+    server.signal(Signal::SIGTERM);
+    // The client does not answer the Close frame.
+    assert_eq!(server.wait().code(), Some(0), "{}", server.log());
+    assert_eq!(logged(&server, "stops in good order"), 1, "{}", server.log());
+}
+
 /// Ticks of processor time and voluntary switches (proc_pid_stat(5), proc_pid_status(5)) of a process so far.
 fn work_of(pid: i32) -> (u64, u64) {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();

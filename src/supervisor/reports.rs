@@ -7,7 +7,7 @@ use nix::unistd::Pid;
 
 use super::policy::rolling_restart;
 use super::policy::slots::Event;
-use super::processes::GRACE;
+use super::processes::{GRACE, Process};
 use super::role::Role;
 use super::workers::limit;
 use super::{Supervisor, errand};
@@ -87,6 +87,7 @@ impl Supervisor {
             (Report::Ready { .. }, _) => {}
             (Report::Crashed, _) => {
                 let was_holder = self.processes.holder(slot) == Some(pid);
+                let is_late = self.processes.get(pid).is_some_and(Process::is_late);
                 self.processes.set_role(pid, Role::Crashed);
                 let stop = self.slots.is_stopping().then(|| (self.stop_command(), self.end_of_stop()));
                 if let Some(process) = self.processes.get_mut(pid) {
@@ -96,6 +97,10 @@ impl Supervisor {
                 }
                 let (line, event) = self.on_crash(slot, pid, role);
                 match role {
+                    // The time to stop is over: nobody takes up what it had.
+                    Role::Worker if was_holder && is_late && self.slots.is_stopping() => {
+                        self.slots.on(Event::Died(slot), now);
+                    }
                     Role::Worker if was_holder => self.slots.on(event, now),
                     Role::Standby => {
                         let process = self.processes.get_mut(pid);

@@ -11,6 +11,7 @@ use crate::fleet::memory::bulletin::Readiness;
 use crate::fleet::memory::scoreboard::{Slot, State};
 use crate::fleet::sockets::control::{Command, Report};
 use crate::proto::ws::close;
+use crate::time::Instant;
 use crate::worker::Worker;
 use crate::worker::conn::listing;
 use crate::worker::conn::table::Phase;
@@ -138,7 +139,13 @@ impl Worker {
         self.transfer.end_migration();
         self.acceptor.close();
         self.conns.presence.slot.set_state(State::Stopping);
-        self.conns.life.stop_at.set(Some(self.conns.now() + self.conns.config.stop_timeout));
+        // A handler may have kept this worker from reading the command; the time of the server does not wait.
+        let until = match self.conns.presence.scoreboard.bulletin().readiness() {
+            Readiness::Closing { until, .. } => until,
+            _ => Instant::NEVER,
+        };
+        let stop_at = self.conns.now() + self.conns.config.stop_timeout;
+        self.conns.life.stop_at.set(Some(stop_at.min(until)));
         self.conns.life.request_chores();
         self.transfer.empty_inbox();
         // What threads were told WS_OK for goes out before the Close frames.

@@ -116,6 +116,7 @@ enum Occupant {
 
 #[derive(Clone, Copy, Debug)]
 struct Stop {
+    since: Instant,
     exit: Exit,
     at_once: bool,
     /// There has been an [`Event::Interrupt`].
@@ -199,8 +200,8 @@ impl Slots {
                 }
             }
             Event::Wanted(_) => {}
-            Event::Stop { exit, at_once } => self.stop(exit, at_once),
-            Event::Interrupt => self.interrupt(),
+            Event::Stop { exit, at_once } => self.stop(exit, at_once, now),
+            Event::Interrupt => self.interrupt(now),
             Event::Killed => {
                 if let Some(Stop { exit: exit @ Exit::Ok, .. }) = &mut self.stop {
                     *exit = Exit::Killed;
@@ -262,7 +263,8 @@ impl Slots {
     }
 
     /// Its connections wait for a replacement, if only to be closed: no delay. One that had no time to serve died like
-    /// others, as did one that is not to be replaced any more.
+    /// others, as did one that is not to be replaced any more. When all stop, a replacement is replaced only if a
+    /// connection crashed it, of which there is one less then.
     fn crashed(&mut self, slot: usize, served: bool, now: Instant) {
         match (self.slots.get(slot).map(|slot| slot.process), self.stop) {
             (Some(Occupant::Running { since }), None) if !served && now.since(since) < SERVED => {
@@ -273,7 +275,12 @@ impl Slots {
                     slot.process = Occupant::Due(now + FORGIVEN);
                 }
             }
-            (Some(Occupant::Running { .. }), None | Some(Stop { at_once: false, .. })) => self.orphaned(slot),
+            (Some(Occupant::Running { .. }), None) => self.orphaned(slot),
+            (Some(Occupant::Running { since }), Some(stop))
+                if !stop.at_once && (served || since < stop.since) =>
+            {
+                self.orphaned(slot);
+            }
             _ => self.died(slot, now),
         }
     }
@@ -307,19 +314,19 @@ impl Slots {
         }
     }
 
-    fn interrupt(&mut self) {
+    fn interrupt(&mut self, now: Instant) {
         let again = self.stop.is_some_and(|stop| stop.is_interrupted);
-        self.stop(Exit::Ok, again);
+        self.stop(Exit::Ok, again, now);
         self.stop.iter_mut().for_each(|stop| stop.is_interrupted = true);
     }
 
     /// Tells all to leave: within the time to stop, or at once. The first reason to leave is the exit code.
-    fn stop(&mut self, exit: Exit, at_once: bool) {
+    fn stop(&mut self, exit: Exit, at_once: bool, now: Instant) {
         let before = self.stop;
         if before.is_some_and(|stop| stop.at_once || !at_once) {
             return;
         }
-        let stop = before.unwrap_or(Stop { exit, at_once, is_interrupted: false, is_over: false });
+        let stop = before.unwrap_or(Stop { since: now, exit, at_once, is_interrupted: false, is_over: false });
         self.stop = Some(Stop { at_once, ..stop });
         for (index, slot) in self.slots.iter_mut().enumerate() {
             match slot.process {

@@ -361,6 +361,21 @@ fn connections_of_a_worker_that_crashes_while_stopping_are_taken_up_to_be_closed
 }
 
 #[test]
+fn a_worker_that_crashes_when_it_has_closed_its_connections_is_not_replaced_for_ever() {
+    let stopping: [(u64, Event, &[Action]); 4] = [
+        (0, Ready(0), &[]),
+        (1, TERMINATE, &[Stop(0)]),
+        (1, Crashed(0, false), &[Spawn(0), Stop(0)]),
+        (1, Ready(0), &[]),
+    ];
+    let in_no_connection: [(u64, Event, &[Action]); 1] = [(1, Crashed(0, false), &[Leave])];
+    let in_a_connection: [(u64, Event, &[Action]); 3] =
+        [(3, Crashed(0, true), &[Spawn(0), Stop(0)]), (3, Ready(0), &[]), (9, Crashed(0, false), &[Leave])];
+    check(1, &[&stopping[..], &in_no_connection].concat());
+    check(1, &[&stopping[..], &in_a_connection].concat());
+}
+
+#[test]
 fn events_about_nobody_change_nothing() {
     check(1, &[(0, Ready(7), &[]), (0, Died(7), &[]), (0, Ready(0), &[])]);
 }
