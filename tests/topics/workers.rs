@@ -6,7 +6,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::client::{BINARY, Raw};
-use crate::daemon::{Dir, Server, children, until};
+use crate::daemon::{Dir, Server, children, is_alive, until};
 use crate::fixtures::add_handler;
 
 fn start(handlers: &[&str], args: &[&str]) -> (Dir, Server) {
@@ -227,6 +227,21 @@ fn the_bus_is_replaced_when_it_dies_and_topics_continue() {
     }
     drop(all);
     server.stop();
+}
+
+#[test]
+fn a_worker_whose_supervisor_has_died_does_not_look_for_another_bus() {
+    let (_dir, mut server) = start(&["topics"], &["--workers", "1", "-o", "close_timeout=500ms"]);
+    let mut one = Raw::open(&server.address(), "/topics");
+    assert_eq!(one.ask("sub news"), "sub 0");
+    until("a bus", || bus_of(&server).is_some());
+    let worker = server.worker();
+    server.signal(Signal::SIGKILL);
+    server.wait();
+    one.expect_close(1001);
+    // The client does not answer, so the worker stays for a while.
+    until("the worker has left", || !is_alive(worker));
+    assert!(!server.log().contains("cannot connect to the bus"), "{}", server.log());
 }
 
 #[test]

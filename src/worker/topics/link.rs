@@ -132,6 +132,12 @@ impl Link {
             }
             // The bus has not accepted others yet.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            // The supervisor has died, which keeps the other end. There will be no bus, and this worker stops.
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) =>
+            {
+                self.retry_at.set(Instant::NEVER);
+            }
             Err(error) => log::error!("cannot connect to the bus: {error}; retrying"),
         }
     }
@@ -167,6 +173,9 @@ impl Link {
             if self.connected.borrow_mut().as_mut().is_none_or(Connected::has_ended) {
                 self.disconnect();
                 self.connect();
+                if self.retry_at.get().is_never() {
+                    return;
+                }
             }
             std::thread::sleep(Duration::from_millis(1));
         }
