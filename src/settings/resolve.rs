@@ -137,8 +137,13 @@ fn programs(
     if draft.cgi.directories.is_empty() {
         return Ok(None);
     }
-    if config.document_root.is_none() {
+    let Some(root) = &config.document_root else {
         return Err(given.wrong("cgi_paths", "needs document_root"));
+    };
+    // The source of programs must not be sent as static files because of a mistaken path.
+    if let Some(missing) = draft.cgi.directories.iter().map(|dir| root.join(dir)).find(|dir| !outside::is_dir(dir)) {
+        let why = format!("there is no directory {}: paths are relative to the document root", missing.display());
+        return Err(given.unusable("cgi_paths", why));
     }
     let (user, groups) =
         identity(draft.cgi_user.clone(), None).map_err(|why| given.wrong("cgi_user", why))?;

@@ -465,9 +465,9 @@ fn only_the_server_has_options() {
 #[test]
 fn directories_of_programs() {
     let user = if geteuid().is_root() { "cgi_user = 'nobody'\n" } else { "" };
-    let text = format!("document_root = '/'\ncgi_paths = ['/cgi,/bin/x/', 'htbin']\n{user}");
+    let text = format!("document_root = '/'\ncgi_paths = ['/etc,/usr/lib/', 'usr']\n{user}");
     let cgi = config(&text, &[]).unwrap().cgi.unwrap();
-    assert_eq!(cgi.directories, ["cgi", "bin/x", "htbin"].map(std::path::PathBuf::from));
+    assert_eq!(cgi.directories, ["etc", "usr/lib", "usr"].map(std::path::PathBuf::from));
     assert_eq!((cgi.processes, cgi.timeout.as_secs(), cgi.body, cgi.output), (16, 30, 1 << 20, 64 << 20));
     assert_eq!(cgi.user.is_some(), geteuid().is_root());
     assert!(config("document_root = '/'\n", &[]).unwrap().cgi.is_none());
@@ -476,8 +476,11 @@ fn directories_of_programs() {
         fails(&format!("cgi_paths = '{wrong}'\n"), &format!("w.conf:1: cgi_paths = '{wrong}': {expected}"));
     }
     fails("cgi_paths = 'a'\n", "w.conf:1: cgi_paths: needs document_root");
+    // One that is not there, such as a path that contains the document root twice.
+    let missing = "there is no directory /usr/usr: paths are relative to the document root";
+    fails("document_root = '/usr'\ncgi_paths = '/usr'\n", &format!("w.conf:2: cgi_paths = '/usr': {missing}"));
     if geteuid().is_root() {
         let root = "needs cgi_user or user: programs do not run as root";
-        fails("document_root = '/'\ncgi_paths = 'a'\n", &format!("w.conf:2: cgi_paths: {root}"));
+        fails("document_root = '/'\ncgi_paths = 'etc'\n", &format!("w.conf:2: cgi_paths: {root}"));
     }
 }

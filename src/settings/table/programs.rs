@@ -18,7 +18,7 @@ pub const TABLE: &[Setting] = &[
         flag: Short('x'),
         help: "Run files of these directories as CGI programs",
         more: "\
-They must be below the document root; several may be separated by commas.
+They are relative to the document root, such as /cgi-bin; several may be separated by commas.
 See CGI PROGRAMS in
 .Xr wshd 8 .",
     },
