@@ -159,8 +159,9 @@ fn child_returns((callback, conn): CallContext) -> ! {
         libc::signal(libc::SIGALRM, libc::SIG_DFL);
         libc::alarm(1);
     }
+    let whose = if conn == 0 { String::new() } else { format!(" for connection {conn:x}") };
     log::error!(
-        "{}: a child of fork() returned from {} for connection {conn:x}; ended it: a child must call exec or _exit",
+        "{}: a child of fork() returned from {}{whose}; ended it: a child must call exec or _exit",
         handler_name(conn),
         callback.name()
     );
