@@ -141,8 +141,11 @@ fn programs(
         return Err(given.wrong("cgi_paths", "needs document_root"));
     };
     // The source of programs must not be sent as static files because of a mistaken path.
-    if let Some(missing) = draft.cgi.directories.iter().map(|dir| root.join(dir)).find(|dir| !outside::is_dir(dir)) {
-        let why = format!("there is no directory {}: paths are relative to the document root", missing.display());
+    if let Some(missing) =
+        draft.cgi.directories.iter().map(|dir| root.join(dir)).find(|dir| !outside::is_dir(dir))
+    {
+        let why =
+            format!("there is no directory {}: paths are relative to the document root", missing.display());
         return Err(given.unusable("cgi_paths", why));
     }
     let (user, groups) =

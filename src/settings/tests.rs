@@ -478,7 +478,10 @@ fn directories_of_programs() {
     fails("cgi_paths = 'a'\n", "w.conf:1: cgi_paths: needs document_root");
     // One that is not there, such as a path that contains the document root twice.
     let missing = "there is no directory /usr/usr: paths are relative to the document root";
-    fails("document_root = '/usr'\ncgi_paths = '/usr'\n", &format!("w.conf:2: cgi_paths = '/usr': {missing}"));
+    fails(
+        "document_root = '/usr'\ncgi_paths = '/usr'\n",
+        &format!("w.conf:2: cgi_paths = '/usr': {missing}"),
+    );
     if geteuid().is_root() {
         let root = "needs cgi_user or user: programs do not run as root";
         fails("document_root = '/'\ncgi_paths = 'etc'\n", &format!("w.conf:2: cgi_paths: {root}"));

@@ -326,7 +326,8 @@ impl Slots {
         if before.is_some_and(|stop| stop.at_once || !at_once) {
             return;
         }
-        let stop = before.unwrap_or(Stop { since: now, exit, at_once, is_interrupted: false, is_over: false });
+        let stop =
+            before.unwrap_or(Stop { since: now, exit, at_once, is_interrupted: false, is_over: false });
         self.stop = Some(Stop { at_once, ..stop });
         for (index, slot) in self.slots.iter_mut().enumerate() {
             match slot.process {
