@@ -9,7 +9,7 @@ use crate::client::{Raw, UPGRADE, ask, connect};
 use crate::crowd::{Crowd, Habits, SMALL_TALK};
 use crate::daemon::{Dir, ECHO, Server, until, wshd};
 use crate::orphans::SMALL_BUFFERS;
-use crate::{crash, logged, serve, stop};
+use crate::{crash, fixtures, logged, serve, stop};
 
 /// Connections of each worker, from its open sockets; listening and unconnected ones are not counted.
 fn loads(server: &Server, port: &str) -> Vec<usize> {
@@ -337,5 +337,25 @@ fn a_connection_that_waits_for_room_in_an_inbox_does_not_notice() {
     until("the last one has moved", || last.ask("and now") == "1 1");
     clients.iter_mut().chain([&mut half]).for_each(|client| assert_eq!(client.ask("after"), "1 1"));
     drop((clients, half));
+    stop(&mut server);
+}
+
+#[test]
+fn connections_that_a_reload_leaves_no_room_for_are_told_so() {
+    let dir = Dir::new();
+    fixtures::add_handler(dir.path(), "echo", "echo");
+    let file = dir.path().join("wshd.conf");
+    let limit = |most: u32| fs::write(&file, format!("max_connections = {most}\n")).unwrap();
+    limit(100);
+    let mut server = Server::start(&dir, &["--workers", "1", "--config", file.to_str().unwrap()]);
+    let mut clients: Vec<Raw> = (0..30).map(|_| Raw::open(&server.address(), "/echo")).collect();
+    limit(20);
+    server.signal(Signal::SIGHUP);
+    until("those without room have left", || logged(&server, "finds no room here") == 10);
+    clients.iter_mut().for_each(|client| client.text("still"));
+    let answers: Vec<_> = clients.iter_mut().map(|client| client.next().unwrap()).collect();
+    let count = |payload: &[u8]| answers.iter().filter(|answer| answer.payload == payload).count();
+    assert_eq!((count(b"still"), count(&1012_u16.to_be_bytes())), (20, 10));
+    drop(clients);
     stop(&mut server);
 }

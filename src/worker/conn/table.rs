@@ -376,6 +376,10 @@ impl Table {
     pub fn len(&self) -> u32 {
         self.live
     }
+
+    pub fn is_full(&self) -> bool {
+        self.live >= self.most
+    }
 }
 
 #[cfg(test)]

@@ -309,12 +309,8 @@ impl RescueContext {
                 Err(_) => {
                     let mut lost = 0;
                     for (fd, purpose) in shipment.content() {
-                        match purpose {
-                            Purpose::Resume => _ = send_last(fd, CLOSE_1012),
-                            Purpose::Handshake => _ = send_last(fd, STATUS_503),
-                            Purpose::Linger => continue,
-                        }
-                        lost += 1;
+                        turn_away(fd, purpose, NOTHING);
+                        lost += u32::from(purpose != Purpose::Linger);
                     }
                     shipment.clear();
                     return lost;
@@ -346,10 +342,23 @@ fn end_with(record: &Record, unsent: *const [u8], close: &[u8], response: &[u8])
     (is_sent && send_last(record.fd, last)).then_some(Purpose::Linger)
 }
 
+/// Tells a connection that has no place to go to that it is to connect again, after what was still to be sent to it.
+/// Async-signal-safe.
+pub fn turn_away(fd: RawFd, purpose: Purpose, unsent: *const [u8]) {
+    let last = match purpose {
+        Purpose::Resume => CLOSE_1012,
+        Purpose::Handshake => STATUS_503,
+        Purpose::Linger => return,
+    };
+    if unsent.len() == 0 || send(fd, unsent, libc::MSG_MORE) {
+        send_last(fd, last);
+    }
+}
+
 /// Sends the last bytes of a connection; false if they could not be sent.
 fn send_last(fd: RawFd, bytes: &[u8]) -> bool {
     let is_sent = send(fd, bytes, 0);
-    // SAFETY: all other threads have stopped, so that nobody else uses the connection's descriptor.
+    // SAFETY: nobody else uses the connection's descriptor.
     unsafe { libc::shutdown(fd, libc::SHUT_WR) };
     is_sent
 }

@@ -1,7 +1,7 @@
 //! Adopts connections that other processes have sent: crash rescue, balance, reload and upgrade all end here.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use ::ws_handler::raw::*;
@@ -100,6 +100,13 @@ impl Transfer {
 
     /// Adopts a connection, without calling its handler; returns its id and what is to follow.
     fn adopt(&self, fd: OwnedFd, entry: &Entry) -> Option<(u64, AfterIntake)> {
+        if self.conns.core.borrow().table.is_full() {
+            log::warn!(
+                "a connection from another process finds no room here (max_connections); told to connect again"
+            );
+            rescue::turn_away(fd.as_raw_fd(), entry.purpose, entry.unsent);
+            return None;
+        }
         let socket = Socket::from(fd);
         let admitted = self.admit(entry.purpose);
         self.conns.metrics.place.moved_in.add_shared(1);
