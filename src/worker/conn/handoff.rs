@@ -201,18 +201,17 @@ impl Arrivals {
         self.sender
     }
 
-    /// Gives the first to `take`, without an entry if that cannot be read, and then forgets it. `None` when there is
-    /// none.
+    /// Forgets the first, and gives it to `take`, without an entry if that cannot be read. `None` when there is none.
+    /// In this order: whatever happens in `take`, it does not have two owners.
     pub fn take_first<R>(&mut self, take: impl FnOnce(OwnedFd, Option<&Entry<'_>>) -> R) -> Option<R> {
         let fd = *self.fds.get(self.waiting.clone())?.first()?;
         let mut rest = self.bytes.get(self.entries.clone()).unwrap_or_default();
         let entry = next_entry(&mut rest);
         let left = if entry.is_some() { rest.len() } else { 0 };
-        // SAFETY: receive() was given this descriptor, and it is forgotten below.
-        let result = take(unsafe { OwnedFd::from_raw_fd(fd) }, entry.as_ref());
         self.waiting.start += 1;
         self.entries.start = self.entries.end - left;
-        Some(result)
+        // SAFETY: receive() was given this descriptor, and it is forgotten.
+        Some(take(unsafe { OwnedFd::from_raw_fd(fd) }, entry.as_ref()))
     }
 
     /// All that were not taken yet and can be read, with their descriptors. Async-signal-safe.
@@ -330,6 +329,28 @@ mod tests {
         let read = arrivals.take_first(|_, entry| entry.unwrap().parts[2].to_vec());
         assert_eq!(read, Some(b"GET".to_vec()));
         assert!(arrivals.take_first(|_, _| ()).is_none());
+    }
+
+    #[test]
+    fn an_arrival_that_causes_a_crash_is_not_among_those_that_wait() {
+        let inbox = crate::fleet::sockets::inbox::create().unwrap();
+        let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let mut records = Records::map(1).unwrap();
+        let record = records.get_mut(0).unwrap();
+        record.fd = ours.as_raw_fd();
+        let beside = Beside { topics: NOTHING, seen: 0, unsent: NOTHING };
+        let mut shipment = Shipment::new();
+        // SAFETY: sent at once, while record and socket live.
+        unsafe {
+            assert!(shipment.add(record, Purpose::Resume, &beside));
+            assert!(shipment.add(record, Purpose::Linger, &beside));
+            shipment.send(inbox.tx.as_raw_fd()).unwrap();
+        }
+        let mut arrivals = Arrivals::new();
+        arrivals.receive(inbox.rx.as_fd()).unwrap();
+        let crashed = std::panic::AssertUnwindSafe(|| arrivals.take_first(|_, _| panic!("a crash")));
+        assert!(std::panic::catch_unwind(crashed).is_err());
+        assert!(arrivals.iter().map(|(_, entry)| entry.purpose).eq([Purpose::Linger]));
     }
 
     #[test]

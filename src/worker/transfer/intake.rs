@@ -77,8 +77,8 @@ impl Intake {
         Ok(())
     }
 
-    /// Has the first connection of the datagram adopted; `None` when all were. A crash finds it either there or in the
-    /// table.
+    /// Has the first connection of the datagram adopted; `None` when all were. A crash of another thread finds it
+    /// either there or in the table.
     pub fn take_first<R>(&self, adopt: impl FnOnce(OwnedFd, &Entry<'_>) -> Option<R>) -> Option<Option<R>> {
         uninterrupted(|| {
             self.arrivals.borrow_mut().take_first(|fd, entry| match entry {
