@@ -174,6 +174,22 @@ fn a_damaged_record_is_not_adopted() {
 }
 
 #[test]
+fn a_connection_whose_subscriptions_are_damaged_does_not_go_on_without_them() {
+    let (mut server, _dir) = serve(&["rescue", "topics"], &[]);
+    let [mut damaged, mut intact] = ["damaged-topic", "intact-topic"].map(|topic| {
+        let mut client = Raw::open(&server.address(), "/topics");
+        assert_eq!(client.ask(&format!("sub {topic}")), "sub 0");
+        client
+    });
+    crash(&server, "/rescue", "spoil damaged-topic null");
+    damaged.expect_close(1012);
+    assert_eq!(intact.ask("pub intact-topic still"), "pub 0");
+    assert_eq!(intact.next_text(), "still");
+    drop((damaged, intact));
+    stop(&mut server);
+}
+
+#[test]
 fn a_request_that_its_connection_no_longer_keeps_is_not_read() {
     let (mut server, _dir) = serve(&["keep_request", "crash", "echo"], &["-o", "max_head=1M"]);
     let crowd = Crowd::gather(&server.address(), "/echo", 100, SMALL_TALK);

@@ -22,7 +22,7 @@ use crate::worker::conn::channel::ThreadChannel;
 use crate::worker::conn::extents::{Extents, RawExtents};
 use crate::worker::conn::handshake::Handshake;
 use crate::worker::conn::open::Open;
-use crate::worker::conn::record::{NOTHING, Record, Records};
+use crate::worker::conn::record::{Record, Records};
 use crate::worker::conn::send_queue::{QueuePool, SendQueue};
 use crate::worker::conn::turn::Turn;
 
@@ -327,9 +327,10 @@ impl Table {
         !self.topics.is_empty() && self.topics.contains_key(&(id as u32))
     }
 
-    /// The subscriptions of a connection, as they travel: they stay where they are until they change.
-    pub fn topics(&self, id: u64) -> *const [u8] {
-        self.topic_extents.raw().find(id as u32 as usize).unwrap_or(NOTHING)
+    /// The subscriptions of a connection, as they travel: they stay where they are until they change. `None` if they
+    /// were damaged.
+    pub fn topics(&self, id: u64) -> Option<*const [u8]> {
+        self.topic_extents.raw().find(id as u32 as usize)
     }
 
     /// Replaces the subscriptions of a connection, as they are to travel; empty for none.
@@ -414,7 +415,7 @@ mod tests {
     fn a_crash_finds_the_subscriptions_that_were_set_last() {
         let mut table = Table::new(2).unwrap();
         let (one, other) = (table.add(conn()).unwrap(), table.add(conn()).unwrap());
-        let sizes = |table: &Table| [one, other].map(|id| table.topics(id).len());
+        let sizes = |table: &Table| [one, other].map(|id| table.topics(id).unwrap().len());
         table.set_topics(one, vec![7; 10_000]);
         assert_eq!(
             (sizes(&table), table.has_topics(one), table.has_topics(other)),

@@ -224,13 +224,13 @@ impl RescueContext {
             (0..self.records.1).filter_map(|slot| Some((slot, self.record(slot).filter(taken)?)))
         {
             let id = u64::from(record.generation) << 32 | slot as u64;
-            let unsent = unsent_of(record, id, self.unsent);
-            let Some(purpose) = self.decide(record, id, unsent, blame) else {
+            let (topics, unsent) = (self.topics.find(slot), unsent_of(record, id, self.unsent));
+            let is_damaged = topics.is_none() || unsent.is_none();
+            let (topics, unsent) = (topics.unwrap_or(NOTHING), unsent.unwrap_or(NOTHING));
+            let Some(purpose) = self.decide(record, id, (unsent, is_damaged), blame) else {
                 lost += 1;
                 continue;
             };
-            let topics = self.topics.find(slot).unwrap_or(NOTHING);
-            let unsent = unsent.unwrap_or(NOTHING);
             let beside = Beside { topics, seen: self.progress.seen_by(id), unsent };
             // SAFETY: nothing changes the records any more, and the descriptors stay open.
             let is_added = unsafe {
@@ -254,19 +254,20 @@ impl RescueContext {
         self.slot.crash.note_result(moved - failed, lost + failed);
     }
 
-    /// What to do with a connection; `None`: it is cut when the process ends. Tells those that cannot go on.
+    /// What to do with a connection; `None`: it is cut when the process ends. Tells those that cannot go on, among them
+    /// those of which what travels beside the record `is_damaged`.
     fn decide(
         &self,
         record: &Record,
         id: u64,
-        unsent: Option<*const [u8]>,
+        (unsent, is_damaged): (*const [u8], bool),
         blame: &Blame,
     ) -> Option<Purpose> {
         let stands = record.flags();
         if !record.is_intact() {
             return None;
         }
-        let end_with = |close, response| end_with(record, unsent.unwrap_or(NOTHING), close, response);
+        let end_with = |close, response| end_with(record, unsent, close, response);
         if id == blame.culprit {
             return end_with(strict::breach_close().unwrap_or(CLOSE_1011), STATUS_500);
         }
@@ -280,7 +281,7 @@ impl RescueContext {
             return Some(Purpose::Handshake);
         }
         let is_idle = stands & flags::THREAD == 0 || self.commands.is_idle(id);
-        if stands & flags::MOVABLE != 0 && is_idle && unsent.is_some() && self.commands.at(id).is_quiet() {
+        if stands & flags::MOVABLE != 0 && is_idle && !is_damaged && self.commands.at(id).is_quiet() {
             return Some(Purpose::Resume);
         }
         end_with(CLOSE_1012, STATUS_503)

@@ -378,7 +378,7 @@ impl Transfer {
 
     /// What travels beside the record of a connection.
     fn beside(&self, table: &mut Table, id: u64) -> Option<Beside> {
-        let (topics, seen, unsent) = (table.topics(id), self.progress.seen_by(id), table.unsent());
+        let (topics, seen, unsent) = (table.topics(id)?, self.progress.seen_by(id), table.unsent());
         Some(Beside { topics, seen, unsent: unsent_of(table.record(id)?, id, unsent)? })
     }
 
