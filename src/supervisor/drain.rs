@@ -7,11 +7,13 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::policy::drain::{Action, Drain, Event};
+use super::role::Role;
 use super::{Busy, Supervisor};
 use crate::clock;
 use crate::ctl::answer::{Draining, seconds};
 use crate::exit::Exit;
 use crate::fleet::memory::bulletin::Readiness;
+use crate::fleet::memory::scoreboard::State;
 
 /// Over which time connections are closed if nobody says.
 const DEFAULT_TIME: Duration = Duration::from_secs(60);
@@ -122,11 +124,20 @@ impl Supervisor {
             return;
         }
         self.on_drain(Event::Time);
-        // A worker that is being restarted may have connections to take up.
-        let is_whole = self.slots.taken().all(|slot| self.slots.due(slot).is_none());
-        if matches!(self.drain, Drain::Closing { .. }) && is_whole && self.connections() == 0 {
+        if matches!(self.drain, Drain::Closing { .. }) && self.connections() == 0 && !self.are_any_moving() {
             self.on_drain(Event::Empty);
         }
+    }
+
+    /// Whether connections may be on their way: from a worker that has crashed, or to one that is to come.
+    fn are_any_moving(&self) -> bool {
+        let serves = |slot| {
+            let record = self.shared.scoreboard.slot(slot);
+            record.is_some_and(|record| record.state() == State::Running)
+        };
+        self.processes.in_role(Role::Crashed).next().is_some()
+            || !self.slots.taken().all(serves)
+            || (0..self.processes.slots()).any(|slot| self.processes.has_mail(slot))
     }
 
     /// How the server drains, if it does.

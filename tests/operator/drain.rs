@@ -61,6 +61,34 @@ fn clients_are_closed_one_after_another_and_then_the_server_stops() {
 }
 
 #[test]
+fn a_crash_does_not_end_a_drain() {
+    let dir = Dir::new();
+    dir.handler("echo", ECHO);
+    dir.handler(
+        "crash",
+        r#"
+        #include <stdlib.h>
+        #include <ws_handler.h>
+        static void on_message(ws_conn conn, const ws_message *msg) { (void)conn; (void)msg; abort(); }
+        WS_HANDLER(.name = "crash", .on_message = on_message);
+        "#,
+    );
+    let mut operated = Operated::start_in(dir, &["--workers", "1"]);
+    let address = operated.address();
+    let mut clients: Vec<Client> = (0..20).map(|_| connect(&address, "/echo")).collect();
+    let mut crash = connect(&address, "/crash");
+    operated.says(&["drain", "--for", "1h"]);
+    until("TCP is refused", || is_refused(&address));
+    crash.send(Message::text("now")).unwrap();
+    operated.server.says("has ended after its crash: moved 20 connections, lost 1");
+    assert!(clients.iter_mut().all(|client| ask(client, "still here") == "still here"));
+    assert_eq!(operated.status()["draining"]["accepting"], false);
+    operated.says(&["drain", "--for", "1s"]);
+    drop((clients, crash));
+    assert_eq!(operated.server.wait().code(), Some(0), "{}", operated.server.log());
+}
+
+#[test]
 fn a_server_that_is_drained_can_resume() {
     let dir = Dir::new();
     dir.handler("echo", ECHO);
