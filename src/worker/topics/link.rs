@@ -239,7 +239,8 @@ impl Link {
     pub fn renew(&self, id: u64) {
         let is_open = self.conns.with_open(id, |_, open| !open.over) == Some(true);
         let mut shared = self.subscriptions.lock();
-        let BusState { table, out, .. } = &mut *shared;
+        let BusState { table, out, renewed, .. } = &mut *shared;
+        renewed.remove(&id);
         if is_open {
             self.renew_record(id, table.export(id));
         } else {

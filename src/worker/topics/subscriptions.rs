@@ -38,6 +38,8 @@ pub struct BusState {
     unpublished: &'static Count,
     /// The last number given to a connection.
     last_number: u64,
+    /// Connections whose subscriptions have changed, and that the event loop has been told of.
+    pub renewed: HashSet<u64>,
 }
 
 impl BusState {
@@ -50,6 +52,7 @@ impl BusState {
             unsent: HashSet::new(),
             unpublished,
             last_number,
+            renewed: HashSet::new(),
         }
     }
 
@@ -168,6 +171,18 @@ impl Subscriptions {
         Some(key_of(self.scope_of(handler)?, checked_name(topic)?))
     }
 
+    /// Tells the event loop that the subscriptions of a connection have changed, once until it has looked at them.
+    fn renew(&self, shared: &mut BusState, conn: u64) -> i32 {
+        if !shared.renewed.insert(conn) {
+            return WS_OK;
+        }
+        let result = self.commands.give_counted(conn, Counted::Topics);
+        if result != WS_OK {
+            shared.renewed.remove(&conn);
+        }
+        result
+    }
+
     /// Sends what was appended; the event loop sends the rest.
     fn send(&self, mut shared: MutexGuard<'_, BusState>) {
         self.set_used();
@@ -196,8 +211,9 @@ impl Topics for Subscriptions {
             return WS_E_LIMIT;
         }
         // In the record of the connection, it moves along. If the connection has ended, so does the subscription.
-        let result = self.commands.give_counted(conn, Counted::Topics);
+        let result = self.renew(&mut shared, conn);
         if result != WS_OK {
+            let BusState { table, out, .. } = &mut *shared;
             table.leave(conn, out.tail());
         }
         self.send(shared);
@@ -212,7 +228,7 @@ impl Topics for Subscriptions {
         if !table.unsubscribe(conn, &key, out.tail()) {
             return WS_E_INVALID;
         }
-        let _ = self.commands.give_counted(conn, Counted::Topics); // it may have ended
+        let _ = self.renew(&mut shared, conn); // it may have ended
         self.send(shared);
         WS_OK
     }
@@ -247,9 +263,10 @@ impl Topics for Subscriptions {
     }
 
     fn missed(&self, conn: u64) -> u64 {
-        let missed = self.lock().table.take_missed(conn);
+        let mut shared = self.lock();
+        let missed = shared.table.take_missed(conn);
         if missed > 0 {
-            let _ = self.commands.give_counted(conn, Counted::Topics); // it may have ended
+            let _ = self.renew(&mut shared, conn); // it may have ended
         }
         missed
     }
