@@ -154,7 +154,8 @@ impl Lease<'_> {
         if self.is_open() { self.bytes() } else { 0 }
     }
 
-    fn bytes(&self) -> usize {
+    /// The same, also if it is closing.
+    pub fn bytes(&self) -> usize {
         let bytes = self.slot.bytes.load(Ordering::Acquire);
         if (bytes >> 32) as u32 == self.generation { bytes as u32 as usize } else { 0 }
     }

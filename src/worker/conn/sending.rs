@@ -42,9 +42,15 @@ impl Conns {
     /// Carries out what other threads have sent on a connection, ahead of the other commands.
     #[inline]
     pub fn run_sends(&self, id: u64) {
-        if !self.commands.at(id).is_quiet() {
+        if !self.commands.at(id).is_quiet() && self.has_waiting_sends(id) {
             self.run_waiting_sends(id);
         }
+    }
+
+    /// Whether more is counted than what is in the send queue: it is on the way there.
+    fn has_waiting_sends(&self, id: u64) -> bool {
+        let queued = self.core.borrow_mut().table.get(id).map_or(0, |conn| counted_of(conn).all as usize);
+        self.commands.at(id).bytes() > queued
     }
 
     #[cold]
