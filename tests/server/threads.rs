@@ -27,10 +27,21 @@ const HANDLER: &str = r#"
         (void)conn, (void)arg;
         ws_send_text(current, "tick");
     }
+    static void drop_it(ws_conn conn, void *arg)
+    {
+        (void)arg;
+        if (ws_abort(conn) != WS_OK)
+            ws_log_conn(conn, WS_LOG_ERROR, "a timer after ws_abort");
+    }
     static void on_message(ws_conn conn, const ws_message *msg)
     {
         ws_bytes text = {msg->data, msg->size};
-        if (ws_bytes_equal(text, "send, close")) {
+        if (ws_bytes_equal(text, "two timers")) {
+            ws_set_timer(conn, 5, drop_it, NULL);
+            ws_set_timer(conn, 5, drop_it, NULL);
+            while (ws_now() % 10000000 > 100000)
+                ; /* both are due in the same turn */
+        } else if (ws_bytes_equal(text, "send, close")) {
             elsewhere(conn, send_text, "sent before");
             ws_close(conn, 1000, NULL);
         } else if (ws_bytes_equal(text, "pause, close")) {
@@ -110,6 +121,66 @@ fn nothing_is_sent_after_an_abort() {
     let mut raw = Raw::open(&server.address(), "/threads");
     raw.frame(CLOSE, &close_payload(1000, ""));
     raw.expect_end();
+    server.stop();
+}
+
+#[test]
+fn no_timer_runs_after_an_abort() {
+    let (mut server, _dir) = serve();
+    for _ in 0..5 {
+        let mut raw = Raw::open(&server.address(), "/threads");
+        raw.text("two timers");
+        raw.expect_end();
+    }
+    assert!(!server.log().contains("a timer after ws_abort"), "{}", server.log());
+    server.stop();
+}
+
+/// Changes its subscriptions more often than commands of a connection are counted, and then tells of it.
+const SUBSCRIBER: &str = r#"
+    #include <unistd.h>
+    #include <ws_handler.h>
+    static int32_t transfer_data(ws_conn conn)
+    {
+        ws_message msg;
+        char text[64];
+        int  wrong = ws_subscribe(conn, "stays", 0) != WS_OK;
+        while (ws_receive(conn, &msg, WS_FOREVER) > 0) {
+            usleep(300000);
+            for (int count = 0; count < 20000; count++)
+                wrong += ws_subscribe(conn, "changes", 0) != WS_OK || ws_unsubscribe(conn, "changes") != WS_OK;
+            snprintf(text, sizeof text, "%d wrong, %d", wrong, (int)ws_subscribers("stays"));
+            ws_send_text(conn, text);
+        }
+        return WS_OK;
+    }
+    WS_HANDLER(.name = "subscriber", .transfer_data = transfer_data);
+"#;
+
+/// Holds the event loop up.
+const SLOW: &str = r#"
+    #include <unistd.h>
+    #include <ws_handler.h>
+    static void on_message(ws_conn conn, const ws_message *msg)
+    {
+        sleep(3);
+        ws_send(conn, msg->type, msg->data, msg->size);
+    }
+    WS_HANDLER(.name = "slow", .on_message = on_message);
+"#;
+
+#[test]
+fn a_thread_may_change_its_subscriptions_as_often_as_it_likes() {
+    let dir = Dir::new();
+    dir.handler("subscriber", SUBSCRIBER);
+    dir.handler("slow", SLOW);
+    let mut server = Server::start(&dir, &["--workers", "1"]);
+    let [mut subscriber, mut slow] = ["/subscriber", "/slow"].map(|path| Raw::open(&server.address(), path));
+    subscriber.text("go");
+    slow.text("now");
+    assert_eq!(subscriber.next_text(), "0 wrong, 1");
+    assert_eq!(slow.next_text(), "now");
+    drop((subscriber, slow));
     server.stop();
 }
 

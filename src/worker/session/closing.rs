@@ -67,7 +67,7 @@ impl Session {
         let now = self.conns.now();
         // One by one: a callback may clear the next one.
         while let Some((handler, Some(task))) =
-            self.conns.with_open(id, |handler, open| (handler, open.pop_timer(now)))
+            self.conns.with_open(id, |handler, open| (handler, open.pop_timer(now).filter(|_| !open.over)))
         {
             self.handlers.call_about(handler, Callback::Task, id, || task.run(id));
         }
