@@ -5,7 +5,7 @@ use std::fs;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 
-use crate::client::{Raw, UPGRADE, ask, connect};
+use crate::client::{Raw, TEXT, UPGRADE, ask, connect, frame};
 use crate::crowd::{Crowd, Habits, SMALL_TALK};
 use crate::daemon::{Dir, ECHO, Server, until, wshd};
 use crate::orphans::SMALL_BUFFERS;
@@ -357,5 +357,30 @@ fn connections_that_a_reload_leaves_no_room_for_are_told_so() {
     let count = |payload: &[u8]| answers.iter().filter(|answer| answer.payload == payload).count();
     assert_eq!((count(b"still"), count(&1012_u16.to_be_bytes())), (20, 10));
     drop(clients);
+    stop(&mut server);
+}
+
+#[test]
+fn a_connection_in_the_middle_of_a_message_has_all_of_the_time_to_end_it() {
+    let args = ["-o", "worker_max_messages=20", "-o", "drain_timeout=4s"];
+    let (mut server, _dir) = serve(&["echo"], &args);
+    let whole = frame(TEXT, b"in two halves");
+    let mut busy: Vec<Raw> = (0..8).map(|_| Raw::open(&server.address(), "/echo")).collect();
+    busy.iter_mut().for_each(|client| client.send(&whole[..9]));
+    let old = server.worker();
+    let mut idle = Raw::open(&server.address(), "/echo");
+    until("the worker is replaced", || {
+        assert_eq!(idle.ask("one more"), "one more");
+        server.workers().len() == 2
+    });
+    // Longer than the first ones would have if they could not move at all.
+    std::thread::sleep(std::time::Duration::from_millis(1200));
+    for client in &mut busy {
+        client.send(&whole[9..]);
+        assert_eq!(client.next_text(), "in two halves");
+    }
+    until("all have moved", || !server.workers().contains(&old));
+    busy.iter_mut().for_each(|client| assert_eq!(client.ask("still"), "still"));
+    drop((busy, idle));
     stop(&mut server);
 }

@@ -116,6 +116,7 @@ Within a callback the time is added to
         help: "Close connections that cannot move over this time when their worker is replaced, or never",
         more: "\
 Their handlers are told, and the connections are closed with 1012, evenly spread over this time.
+One that is only in the middle of a message has all of it.
 With
 .Ql never
 the old worker keeps them until they end.",

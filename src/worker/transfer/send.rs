@@ -240,6 +240,14 @@ impl Transfer {
         self.tx_to(None).is_some() && self.purpose_of(id).is_some()
     }
 
+    /// Whether nothing but what a connection is doing keeps it here: a message, or its thread.
+    fn will_be_movable(&self, id: u64) -> bool {
+        let is_resumable = self.conns.channel(id).is_none_or(|channel| channel.is_resumable());
+        let params = self.conns.core.borrow_mut().table.record(id).and_then(|record| record.params());
+        let has_context = params.is_some_and(|params| !params.client_no_context_takeover());
+        is_resumable && !has_context && self.tx_to(None).is_some()
+    }
+
     /// Whether the last connection has gone since the last look.
     fn has_emptied(&self) -> bool {
         let is_noted = |leaving: &Leaving| leaving.empty_since.is_some();
@@ -257,12 +265,11 @@ impl Transfer {
         let open = untold.filter_map(|id| Some((*id, is_open(id)?)));
         let open: Vec<(u64, u16)> = open.collect();
         for (index, &(id, handler)) in open.iter().enumerate() {
+            // One that can move once it is between two messages has all of the time.
+            let part = if self.will_be_movable(id) { open.len() } else { index + 1 };
             if let Some(leaving) = self.leaving.borrow_mut().as_mut() {
                 leaving.told.insert(id);
                 if let Some(time) = self.conns.settings(handler).drain {
-                    // One that can move once its thread comes back has all of the time.
-                    let is_awaited = self.conns.channel(id).is_some_and(|channel| channel.is_resumable());
-                    let part = if is_awaited { open.len() } else { index + 1 };
                     let at = self.conns.now() + time.mul_f64(part as f64 / open.len() as f64);
                     leaving.pacing.close_at(at, id);
                 }
