@@ -11,8 +11,9 @@ use std::net::TcpStream;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use daemon::{Dir, ECHO, Server, TIMEOUT};
+use daemon::{Dir, ECHO, Server, TIMEOUT, until};
 use nix::sys::stat::Mode;
 
 /// A server with one worker, the handler `/echo` and a document root.
@@ -317,4 +318,36 @@ fn curl_agrees() {
     fs::write(site.root().join("big.bin"), (0..20_000_000).map(pattern).collect::<Vec<u8>>()).unwrap();
     curl(&["--limit-rate", "30M", "--output", copy], "/big.bin");
     assert!(fs::read(copy).unwrap() == fs::read(site.root().join("big.bin")).unwrap());
+}
+
+#[test]
+fn a_large_file_does_not_delay_others() {
+    let site = Site::start();
+    fs::File::create(site.root().join("large")).unwrap().set_len(16 << 30).unwrap();
+    let mut download = site.connect();
+    write!(download, "GET /large HTTP/1.1\r\nHost: {}\r\n\r\n", site.address).unwrap();
+    let received = AtomicU64::new(0);
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Reads as quickly as it can.
+        scope.spawn(|| {
+            let mut buffer = vec![0; 1 << 20];
+            while !is_over.load(Ordering::Relaxed) {
+                match download.read(&mut buffer) {
+                    Ok(count @ 1..) => _ = received.fetch_add(count as u64, Ordering::Relaxed),
+                    _ => return,
+                }
+            }
+        });
+        until("the file comes", || received.load(Ordering::Relaxed) > 0);
+        let mut most = 0;
+        for _ in 0..10 {
+            let before = received.load(Ordering::Relaxed);
+            assert_eq!(site.ask("GET /a.txt HTTP/1.1").body, b"0123456789");
+            most = most.max(received.load(Ordering::Relaxed) - before);
+        }
+        is_over.store(true, Ordering::Relaxed);
+        println!("{} MiB at most while another waited", most >> 20);
+        assert!(most < 256 << 20, "{} MiB while another waited", most >> 20);
+    });
 }

@@ -16,6 +16,8 @@ use crate::worker::conn::table::{Conn, FileBody, LINGER, Pause, Phase};
 const UNSENT: usize = 16 * 1024;
 /// Bytes of a file put into the send queue at a time.
 const FILE_PIECE: u64 = 128 * 1024;
+/// Pieces of a file that are written at a time, however quickly the peer takes them; others have their turn then.
+const FILE_PIECES: usize = 4;
 
 impl Conns {
     /// Writes the send queue as far as the socket takes it, and updates what depends on it.
@@ -201,7 +203,7 @@ impl Conns {
 /// Writes a connection's queue, and pieces of a file behind it; true if the socket took anything. If the socket fails,
 /// whatever the reason, the queue is dropped and nothing can follow: the loop is told of the end of the stream.
 fn write_queue(conn: &mut Conn) -> bool {
-    let mut progress = false;
+    let (mut progress, mut pieces) = (false, 0);
     while let Some(queue) = &mut conn.queue {
         let before = queue.len();
         let written = queue.write_to(&conn.socket);
@@ -217,8 +219,9 @@ fn write_queue(conn: &mut Conn) -> bool {
             _ => Some(false),
         };
         match more {
-            Some(true) => {}
-            Some(false) => break,
+            Some(true) if pieces < FILE_PIECES => pieces += 1,
+            // The piece waits in the queue until the socket is found to be writable.
+            Some(_) => break,
             // The file cannot be read: Content-Length cannot be kept.
             None => {
                 drop(conn.queue.take());
