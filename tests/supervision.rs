@@ -881,3 +881,74 @@ fn titles_have_the_instance() {
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && said.contains("1 to 32 letters"), "{said}");
 }
+
+/// A handler that shuts down sockets of its process: "listener" those that listen, "inbox" the one on which connections of
+/// other processes arrive. Answers with how many these were.
+const SHUTS_DOWN: &str = r#"
+    #define _GNU_SOURCE
+    #include <stdio.h>
+    #include <string.h>
+    #include <sys/socket.h>
+    #include <ws_handler.h>
+    static int is_on(int fd, int option)
+    {
+        int value = 0;
+        socklen_t size = sizeof value;
+        return getsockopt(fd, SOL_SOCKET, option, &value, &size) == 0 && value != 0;
+    }
+    static void on_message(ws_conn conn, const ws_message *msg)
+    {
+        int option = strcmp(msg->data, "listener") == 0 ? SO_ACCEPTCONN : SO_PASSCRED, count = 0;
+        char text[16];
+        for (int fd = 3; strcmp(msg->data, "ping") != 0 && fd < 1000; fd++)
+            count += is_on(fd, option) && shutdown(fd, SHUT_RDWR) == 0;
+        snprintf(text, sizeof text, "%d", count);
+        ws_send_text(conn, text);
+    }
+    WS_HANDLER(.name = "shuts", .on_message = on_message);
+"#;
+
+fn ask(client: &mut tungstenite::WebSocket<impl std::io::Read + std::io::Write>, text: &str) -> String {
+    client.send(text.into()).unwrap();
+    client.read().unwrap().into_text().unwrap().as_str().to_owned()
+}
+
+#[test]
+fn a_listening_socket_that_a_handler_has_shut_down_listens_again() {
+    let dir = Dir::new();
+    dir.handler("shuts", SHUTS_DOWN);
+    let mut server = Server::start(&dir, &["--workers", "2"]);
+    let url = format!("ws://{}/shuts", server.address());
+    let (mut client, _) = tungstenite::connect(&url).unwrap();
+    for round in 1..=2 {
+        assert_eq!(ask(&mut client, "listener"), "1");
+        until("it is repaired", || logged(&server, "a handler has shut down 127.0.0.1:") == round);
+        // Workers look once in a second.
+        until("connections are accepted", || tungstenite::connect(&url).is_ok());
+    }
+    assert_eq!(ask(&mut client, "ping"), "0");
+    drop(client);
+    server.stop();
+}
+
+#[test]
+fn a_worker_whose_inbox_a_handler_has_shut_down_is_replaced() {
+    let dir = Dir::new();
+    dir.handler("shuts", SHUTS_DOWN);
+    let mut server = Server::start(&dir, &["--workers", "1"]);
+    let (mut client, _) = tungstenite::connect(format!("ws://{}/shuts", server.address())).unwrap();
+    for round in 1..=2 {
+        let before = server.workers();
+        assert_eq!(ask(&mut client, "inbox"), "1");
+        until("it is replaced", || {
+            logged(&server, "is replaced: a handler has shut down its inbox") == round
+        });
+        replaced(&server, 1, &before);
+        assert_eq!(ask(&mut client, "ping"), "0");
+    }
+    assert_eq!(logged(&server, "are missing"), 0, "{}", server.log());
+    assert_idle(server.worker(), Duration::from_secs(1));
+    assert_idle(server.pid(), Duration::from_secs(1));
+    drop(client);
+    server.stop();
+}

@@ -103,6 +103,30 @@ impl Supervisor {
         self.host.notify.status(&self.summary());
     }
 
+    /// A handler can shut down a listening socket, which all workers share. To be called once in a while.
+    pub(super) fn repair_listeners(&mut self) {
+        let is_in_use =
+            self.shared.scoreboard.bulletin().readiness().accepts() && !self.upgrade.is_superseded();
+        let deaf = self.deaf_listeners();
+        if !is_in_use || deaf == self.maintenance.deaf {
+            return;
+        }
+        if !deaf.is_empty() {
+            log::error!("a handler has shut down {deaf}, where connections are refused; listening again");
+            self.listen_again();
+        }
+        self.maintenance.deaf = self.deaf_listeners();
+        if !self.maintenance.deaf.is_empty() {
+            log::error!("connections are still refused on {}; restart the server", self.maintenance.deaf);
+        }
+    }
+
+    /// The listening sockets that were shut down.
+    fn deaf_listeners(&self) -> String {
+        let deaf = self.generation.listeners.iter().filter(|listener| !listener.is_listening());
+        deaf.map(|listener| listener.address.to_string()).collect::<Vec<_>>().join(" and ")
+    }
+
     fn listen_again(&self) {
         let config = &self.generation.config;
         for listener in &self.generation.listeners {

@@ -15,7 +15,7 @@ use super::policy::rolling_restart::{Event, Step};
 use super::role::Role;
 use super::{Supervisor, logs};
 use crate::config::Wear;
-use crate::fleet::memory::scoreboard::State;
+use crate::fleet::memory::scoreboard::{Fault, State};
 use crate::fleet::process::proc;
 use crate::fleet::sockets::control::Command;
 use crate::time::Instant;
@@ -41,6 +41,8 @@ pub(super) struct Maintenance {
     tick_at: Instant,
     /// When a worker may be replaced because of a fault or wear.
     faults: Retry,
+    /// Listening sockets that were shut down, and cannot listen again.
+    pub deaf: String,
     pub logs: logs::Files,
     pub mail: Mail,
     /// Files of certificates that were tried out last, if no reload has come since.
@@ -52,7 +54,7 @@ impl Default for Maintenance {
         let (rebalance_until, rebalance_at, tick_at) = Default::default();
         let (logs, mail, certificates) = Default::default();
         let faults = Retry::new(FAULTS);
-        Self { rebalance_until, rebalance_at, tick_at, faults, logs, mail, certificates }
+        Self { rebalance_until, rebalance_at, tick_at, faults, deaf: String::new(), logs, mail, certificates }
     }
 }
 
@@ -83,6 +85,7 @@ impl Supervisor {
         if due(&mut self.maintenance.tick_at, liveness::INTERVAL) && !self.slots.is_stopping() {
             self.replace_worn(now);
             self.end_sick_workers(now);
+            self.repair_listeners();
             self.look_after_logs();
             self.watch_certificates();
         }
@@ -118,6 +121,11 @@ impl Supervisor {
         let Some(fault) = fault.filter(|_| self.is_replacing_due(now)) else { return };
         self.maintenance.faults.failed(now);
         log::warn!("{} is replaced: {fault}", self.name(slot));
+        if fault == Fault::Inbox
+            && let Err(error) = self.renew_inbox(slot)
+        {
+            log::error!("cannot make another inbox: {error}");
+        }
         self.replace(slot);
     }
 

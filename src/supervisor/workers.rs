@@ -61,8 +61,7 @@ impl Supervisor {
         Ok(slot)
     }
 
-    /// Gives a slot without a process, or the next one that was never used, to a place. Those that may send to it get
-    /// to know of its inbox.
+    /// Gives a slot without a process, or the next one that was never used, to a place.
     pub(super) fn give_slot(&mut self, slot: usize, place: Place) -> io::Result<()> {
         let is_new = slot == self.processes.slots();
         let is_other_pool = self.place_of(slot).pool != place.pool;
@@ -73,13 +72,25 @@ impl Supervisor {
             self.processes.renew_inbox(slot)?;
         }
         if is_new || is_other_pool {
-            let tx = self.processes.inbox(slot).map(|inbox| inbox.tx.as_fd());
-            for pid in self.processes.with_channel().into_iter().filter(|pid| self.reaches(*pid, place)) {
-                // One that does not read any more is on its way out.
-                let _ = self.processes.command(pid, Command::Tx { slot: slot as u16 }, tx);
-            }
+            self.tell_of_inbox(slot, place);
         }
         Ok(())
+    }
+
+    /// Another inbox for a slot.
+    pub(super) fn renew_inbox(&mut self, slot: usize) -> io::Result<()> {
+        self.processes.renew_inbox(slot)?;
+        self.tell_of_inbox(slot, self.place_of(slot));
+        Ok(())
+    }
+
+    /// Those that may send to a slot of this place get to know of its inbox.
+    fn tell_of_inbox(&self, slot: usize, place: Place) {
+        let tx = self.processes.inbox(slot).map(|inbox| inbox.tx.as_fd());
+        for pid in self.processes.with_channel().into_iter().filter(|pid| self.reaches(*pid, place)) {
+            // One that does not read any more is on its way out.
+            let _ = self.processes.command(pid, Command::Tx { slot: slot as u16 }, tx);
+        }
     }
 
     /// Whether a process may send connections to the worker of this place.

@@ -37,8 +37,10 @@ impl Worker {
         if self.descriptors.check() {
             self.transfer.intake.watch();
         }
-        if matches!(self.conns.presence.slot.fault(), Some(Fault::Descriptors | Fault::Listener))
-            && self.conns.presence.slot.state() == State::Running
+        if matches!(
+            self.conns.presence.slot.fault(),
+            Some(Fault::Descriptors | Fault::Listener | Fault::Inbox)
+        ) && self.conns.presence.slot.state() == State::Running
         {
             self.conns.presence.report(Report::Faulty);
         }

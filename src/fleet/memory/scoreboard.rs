@@ -375,6 +375,8 @@ pub enum Fault {
     System = 2,
     /// A listening socket cannot be accepted from any more.
     Listener = 3,
+    /// Somebody has shut down its inbox.
+    Inbox = 4,
 }
 
 impl fmt::Display for Fault {
@@ -383,6 +385,7 @@ impl fmt::Display for Fault {
             Fault::Descriptors => "it is out of file descriptors",
             Fault::System => "the system is out of file descriptors or memory",
             Fault::Listener => "it has lost a listening socket",
+            Fault::Inbox => "a handler has shut down its inbox",
         })
     }
 }

@@ -34,11 +34,15 @@ pub fn create() -> io::Result<SocketQueue> {
     Ok(queue)
 }
 
-/// How many descriptors the next datagram brings. `WouldBlock` when there is none.
+/// How many descriptors the next datagram brings. `WouldBlock` when there is none, `UnexpectedEof` when there will be
+/// none any more, as somebody has shut the socket down: an empty datagram is not sent.
 pub fn next_fds(rx: BorrowedFd<'_>) -> io::Result<usize> {
     let mut start = [[0; 4]; 2];
     // A peek that has no room for descriptors makes none.
-    recv(rx, start.as_flattened_mut(), RecvFlags::PEEK)?;
+    let (_, size) = recv(rx, start.as_flattened_mut(), RecvFlags::PEEK)?;
+    if size == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
     let [format, count] = start.map(u32::from_ne_bytes);
     // Of another format it is received to be dropped.
     Ok(if format == FORMAT { MAX_FDS.min(count as usize) } else { 1 })

@@ -130,6 +130,11 @@ impl Listener {
         }
     }
 
+    /// Whether connections are not refused.
+    pub fn is_listening(&self) -> bool {
+        SockRef::from(&self.fd).is_listener().unwrap_or(false)
+    }
+
     /// Takes connections again after a [pause](Self::pause). [supervisor]
     pub fn listen_again(&self, backlog: i32) -> io::Result<()> {
         let (Bound::Tcp(address), Some(_)) = (&self.address, &self.asked) else { return Ok(()) };

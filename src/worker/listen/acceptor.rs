@@ -254,18 +254,14 @@ impl Acceptor {
                     self.pause();
                     return false;
                 }
-                // It was shut down just now.
-                Err(Errno::EINVAL) if self.suspend_if_draining(socket) => return false,
+                // It was shut down: by the supervisor, or by a handler, and the supervisor listens on it again.
+                Err(Errno::EINVAL) if socket.is_intact() => {
+                    self.suspend(socket);
+                    return false;
+                }
                 Err(error) => {
-                    // It was shut down, since the server stops or does not listen there any more.
-                    let is_shut_down = error == Errno::EINVAL && socket.is_intact();
-                    socket.failed.store(is_shut_down, Ordering::Relaxed);
-                    if is_shut_down {
-                        self.poll.forget(&socket.source);
-                    } else {
-                        self.lose(socket, &error);
-                        self.is_stale.store(true, Ordering::Relaxed);
-                    }
+                    self.lose(socket, &error);
+                    self.is_stale.store(true, Ordering::Relaxed);
                     return false;
                 }
             }
@@ -280,11 +276,16 @@ impl Acceptor {
             matches!(&socket.source, Source::Listener(listener) if !listener.is_refused_by_workers());
         let is_suspended = may_suspend && !self.share.scoreboard.bulletin().readiness().accepts();
         if is_suspended {
-            let _state = self.lock(); // the throttle may be putting it into the poll
-            self.poll.forget(&socket.source);
-            socket.suspended.store(true, Ordering::Relaxed);
+            self.suspend(socket);
         }
         is_suspended
+    }
+
+    /// Until [`Acceptor::resume`].
+    fn suspend(&self, socket: &ListenSocket) {
+        let _state = self.lock(); // the throttle may be putting it into the poll
+        self.poll.forget(&socket.source);
+        socket.suspended.store(true, Ordering::Relaxed);
     }
 
     /// Once in a second: the server may have resumed. [event loop]

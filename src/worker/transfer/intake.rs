@@ -20,6 +20,8 @@ pub struct Intake {
     descriptors: &'static Descriptors,
     /// Whether the event loop waits for them: not before this worker serves, nor while there is no room for them.
     is_watched: Cell<bool>,
+    /// Somebody has shut it down: nothing comes any more.
+    is_lost: Cell<bool>,
     /// Connections that have come and are not in the table yet.
     arrivals: RefCell<&'static mut Arrivals>,
     /// What has come that was no connection.
@@ -33,13 +35,14 @@ impl Intake {
         descriptors: &'static Descriptors,
         arrivals: &'static mut Arrivals,
     ) -> Self {
-        let (is_watched, arrivals, junk) = (Cell::new(false), RefCell::new(arrivals), Junk::default());
-        Intake { inbox, poll, descriptors, is_watched, arrivals, junk }
+        let (is_watched, is_lost) = (Cell::new(false), Cell::new(false));
+        let (arrivals, junk) = (RefCell::new(arrivals), Junk::default());
+        Intake { inbox, poll, descriptors, is_watched, is_lost, arrivals, junk }
     }
 
     /// Has the event loop wait for connections from other processes.
     pub fn watch(&self) {
-        if self.is_watched.get() {
+        if self.is_watched.get() || self.is_lost.get() {
             return;
         }
         match self.poll.add(&self.inbox.rx, INBOX) {
@@ -53,6 +56,14 @@ impl Intake {
         if self.is_watched.replace(false) {
             self.watch();
         }
+    }
+
+    /// Nothing comes any more. False: that was known.
+    pub fn lose(&self) -> bool {
+        if self.is_watched.replace(false) {
+            self.poll.forget(&self.inbox.rx);
+        }
+        !self.is_lost.replace(true)
     }
 
     /// Receives a datagram. Where there are not enough descriptors for those in it, it stays for later, or for another

@@ -9,6 +9,7 @@ use socket2::Socket;
 
 use crate::auth::User;
 use crate::config::ListenerSettings;
+use crate::fleet::memory::scoreboard::Fault;
 use crate::fleet::sockets::control::Report;
 use crate::proto::http1::head::{self, Parsed};
 use crate::proto::ws::handshake;
@@ -48,6 +49,7 @@ impl Transfer {
             match self.intake.receive(inbox) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return self.lose(inbox),
                 Err(error) => return log::error!("cannot read the inbox: {error}"),
             }
             // All of them are in the table before a handler is called, which may crash.
@@ -71,6 +73,14 @@ impl Transfer {
                 self.conns.flush(id);
                 rescue::begin_work();
             }
+        }
+    }
+
+    /// Somebody has shut this inbox down: if it is that of this slot, another one has to receive.
+    fn lose(&self, inbox: BorrowedFd<'_>) {
+        if inbox.as_raw_fd() == self.intake.inbox.rx.as_raw_fd() && self.intake.lose() {
+            log::error!("a handler has shut down the inbox: no connections of other processes arrive");
+            self.conns.presence.slot.set_fault(Some(Fault::Inbox));
         }
     }
 
