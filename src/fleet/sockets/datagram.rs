@@ -80,20 +80,30 @@ pub struct Datagram {
 
 /// The same with up to so many descriptors, [`MAX_FDS`] at most; there may be room for a few more.
 pub fn receive_all(socket: BorrowedFd<'_>, bytes: &mut [u8], fds: usize) -> io::Result<Datagram> {
+    let mut received = Vec::new();
+    let (size, sender) = receive_each(socket, bytes, fds, |fd| received.push(fd))?;
+    Ok(Datagram { size, fds: received, sender })
+}
+
+/// The same, and gives each descriptor to `take`; returns the size and the sender. Allocates nothing.
+pub fn receive_each(
+    socket: BorrowedFd<'_>,
+    bytes: &mut [u8],
+    fds: usize,
+    mut take: impl FnMut(OwnedFd),
+) -> io::Result<(usize, Option<i32>)> {
     // The kernel puts the sender first (SO_PASSCRED).
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1), ScmRights(MAX_FDS))];
     let room = rustix::cmsg_space!(ScmCredentials(1), ScmRights(fds));
     let mut control = RecvAncillaryBuffer::new(space.get_mut(..room).unwrap_or_default());
     let received = recvmsg(socket, &mut [IoSliceMut::new(bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
-    let mut datagram = Datagram { size: received.bytes, ..Datagram::default() };
+    let mut sender = None;
     for part in control.drain() {
         match part {
-            RecvAncillaryMessage::ScmRights(rights) => datagram.fds.extend(rights),
-            RecvAncillaryMessage::ScmCredentials(sender) => {
-                datagram.sender = Some(sender.pid.as_raw_nonzero().get());
-            }
+            RecvAncillaryMessage::ScmRights(rights) => rights.for_each(&mut take),
+            RecvAncillaryMessage::ScmCredentials(from) => sender = Some(from.pid.as_raw_nonzero().get()),
             _ => {}
         }
     }
-    Ok(datagram)
+    Ok((received.bytes, sender))
 }

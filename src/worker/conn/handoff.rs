@@ -11,7 +11,7 @@ use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use ::ws_handler::raw::WS_STATE_MAX;
 
-use crate::fleet::sockets::datagram::{self, Datagram, MAX_FDS};
+use crate::fleet::sockets::datagram::{self, MAX_FDS};
 use crate::fleet::sockets::inbox::{FORMAT, MAX_BYTES, Parcel};
 use crate::worker::conn::extents::RawExtents;
 use crate::worker::conn::record::{NOTHING, Record, flags};
@@ -186,13 +186,18 @@ impl Arrivals {
     }
 
     /// Receives the next datagram, after all of the last one were taken, and returns the number of its descriptors.
-    /// `WouldBlock` when there is none.
+    /// `WouldBlock` when there is none. Allocates nothing: on a damaged heap that would be a crash, with all of them
+    /// in nobody's hands.
     pub fn receive(&mut self, from: BorrowedFd<'_>) -> io::Result<usize> {
-        let Datagram { size, fds, sender } = datagram::receive_all(from, &mut self.bytes, MAX_FDS)?;
+        (self.entries, self.waiting) = (0..0, 0..0);
+        let (size, sender) = datagram::receive_each(from, &mut self.bytes, MAX_FDS, |fd| {
+            if let Some(place) = self.fds.get_mut(self.waiting.end) {
+                *place = fd.into_raw_fd();
+                self.waiting.end += 1;
+            }
+        })?;
         self.sender = sender.unwrap_or_default();
         self.entries = 0..size.min(MAX_BYTES);
-        self.waiting = 0..fds.len().min(MAX_FDS);
-        self.fds.iter_mut().zip(fds).for_each(|(to, fd)| *to = fd.into_raw_fd());
         Ok(self.waiting.len())
     }
 
