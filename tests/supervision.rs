@@ -952,3 +952,34 @@ fn a_worker_whose_inbox_a_handler_has_shut_down_is_replaced() {
     drop(client);
     server.stop();
 }
+
+#[test]
+fn a_worker_that_no_descriptor_can_be_sent_to_does_not_hold_up_a_replacement() {
+    let dir = echo_dir();
+    dir.handler(
+        "narrow",
+        r#"
+        #include <sys/resource.h>
+        #include <ws_handler.h>
+        static void on_message(ws_conn conn, const ws_message *msg)
+        {
+            struct rlimit limit;
+            (void)msg;
+            getrlimit(RLIMIT_NOFILE, &limit);
+            limit.rlim_cur = 3;
+            ws_send_text(conn, setrlimit(RLIMIT_NOFILE, &limit) == 0 ? "narrow" : "failed");
+        }
+        WS_HANDLER(.name = "narrow", .on_message = on_message);
+        "#,
+    );
+    let options = ["--workers", "1", "-o", "drain_timeout=100ms", "-o", "close_timeout=100ms"];
+    let mut server = Server::start(&dir, &options);
+    let before = server.workers();
+    let (mut client, _) = tungstenite::connect(format!("ws://{}/narrow", server.address())).unwrap();
+    assert_eq!(ask(&mut client, "limit"), "narrow");
+    server.says("is replaced: it is out of file descriptors");
+    replaced(&server, 1, &before);
+    let tungstenite::Message::Close(Some(close)) = client.read().unwrap() else { panic!("no close") };
+    assert_eq!(u16::from(close.code), 1012);
+    server.stop();
+}

@@ -96,7 +96,13 @@ impl Worker {
     fn migrate(&self, to: usize, tx: Option<OwnedFd>) {
         match self.transfer.target(to, tx) {
             Some((tx, slot)) => self.move_all(Some(tx), slot),
-            None => log::error!("cannot hand over to slot {to}: its inbox is not known"),
+            // The limit of descriptors may be so low that none can come with a command. Others wait for it to leave.
+            None => {
+                log::error!(
+                    "the inbox of slot {to}, to which connections were to move, is not known; closing them"
+                );
+                self.move_all(None, None);
+            }
         }
     }
 
