@@ -122,7 +122,7 @@ impl Supervisor {
     /// Slot and pid of the process that forks those of a pool, if it can.
     fn parent_of(&self, pool: u16) -> Option<(usize, Pid)> {
         self.processes.in_role(Role::Worker).find_map(|pid| {
-            let slot = self.processes.get(pid)?.slot?;
+            let slot = self.processes.get(pid).filter(|process| !process.is_retiring)?.slot?;
             let record = self.shared.scoreboard.slot(slot)?;
             let is_parent = record.place() == Place { pool, number: 0 } && record.state() == State::Running;
             is_parent.then_some((slot, pid))
