@@ -54,7 +54,7 @@ use self::policy::slots::{Action, Event, Slots};
 use self::policy::upgrade as upgrade_policy;
 use self::pools::Pools;
 use self::postmortem::Postmortem;
-use self::processes::Processes;
+use self::processes::{Process, Processes};
 use self::role::{Errand, Role};
 use self::rolling::Rolling;
 use self::upgrade::{Invocation, Predecessor, Upgrade};
@@ -312,13 +312,14 @@ impl Supervisor {
     /// The exit code, when nothing is left to be done.
     fn is_done(&self) -> Option<Exit> {
         let superseded = self.upgrade.is_superseded();
-        let is_ours = |role: Role| match role {
+        let is_ours = |process: &Process| match process.role {
             Role::Successor => !superseded,
             Role::Auxiliary(_) => self.slots.exit().is_some(),
             Role::Errand(Errand::Reload | Errand::WatchCertificates) => false, // they end with this process
+            Role::Errand(_) => !process.is_late(), // not even a signal may end one that waits for a disk
             _ => true,
         };
-        let mut ours = self.processes.iter().filter(|(_, process)| is_ours(process.role));
+        let mut ours = self.processes.iter().filter(|(_, process)| is_ours(process));
         match ours.next() {
             Some(_) => None,
             None if self.pools.are_pending() => None,
