@@ -519,25 +519,33 @@ fn two_servers_that_are_told_to_stop_refuse_connections() {
 
 #[test]
 #[ignore = "takes ten seconds"]
-fn a_worker_that_is_to_be_restarted_does_not_outlive_an_upgrade() {
+fn a_worker_that_is_to_be_restarted_is_not_once_another_executable_serves() {
     let dir = Dir::new();
     add_handler(dir.path(), "echo", "echo");
-    let mut upgradable = Upgradable::start(&dir, &["--workers", "2"]);
+    dir.handler("stubborn", STUBBORN);
+    let mut upgradable = Upgradable::start(&dir, &["--workers", "2", "-o", "drain_timeout=10m"]);
     let second = || {
         let workers = upgradable.server.workers();
-        workers.into_iter().find(|pid| title(*pid).starts_with("wshd: worker default/1"))
+        workers.into_iter().find(|pid| title(*pid).starts_with("wshd: worker default/1") && is_alive(*pid))
     };
-    // Each is killed as it comes: the sixth comes after eight seconds.
-    for _ in 0..5 {
+    // Each is killed as it comes: the fifth comes after four seconds.
+    for _ in 0..4 {
         let mut pid = None;
         until("it is there", || {
-            pid = second().filter(|pid| is_alive(*pid));
+            pid = second();
             pid.is_some()
         });
         kill(Pid::from_raw(pid.unwrap()), Signal::SIGKILL).unwrap();
         until("it has died", || second() != pid);
     }
-    upgradable.upgrade();
+    let died = std::time::Instant::now();
+    // It keeps the old server alive.
+    let mut stubborn = Raw::open(&upgradable.server.address(), "/stubborn");
+    upgradable.supervisor = successor(&upgradable, upgradable.supervisor);
+    std::thread::sleep(std::time::Duration::from_secs(5).saturating_sub(died.elapsed()));
+    assert_eq!(stubborn.ask("still there"), "still there");
+    drop(stubborn);
+    assert_eq!(upgradable.server.wait().code(), Some(0), "{}", upgradable.server.log());
     upgradable.stop();
 }
 
