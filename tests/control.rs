@@ -562,6 +562,40 @@ fn the_number_of_workers_is_changed() {
 }
 
 #[test]
+fn a_log_level_holds_until_the_next_reload() {
+    let dir = Dir::new();
+    dir.handler(
+        "talker",
+        r#"
+        #include <ws_handler.h>
+        static void on_message(ws_conn conn, const ws_message *msg)
+        {
+            ws_log(WS_LOG_DEBUG, "got it");
+            ws_send(conn, msg->type, msg->data, msg->size);
+        }
+        WS_HANDLER(.name = "talker", .on_message = on_message);
+        "#,
+    );
+    let socket = socket_in(&dir);
+    let server = Server::start(&dir, &["--workers", "1", "--control-socket", socket.to_str().unwrap()]);
+    let mut this = Controlled { server, dir };
+    let mut client = client::connect(&this.address(), "/talker");
+    let mut is_logged = |server: &Server| {
+        let before = server.log().matches("got it").count();
+        assert_eq!(client::ask(&mut client, "hello"), "hello");
+        server.log().matches("got it").count() > before
+    };
+    assert!(is_logged(&this.server));
+    assert_eq!(this.says(&["log-level", "error"]), "error\n");
+    until("it is not logged", || !is_logged(&this.server));
+    assert!(this.says(&["reload"]).contains("done"));
+    until("it is logged again", || is_logged(&this.server));
+    assert_eq!(this.says(&["log-level"]), "debug\n");
+    drop(client);
+    this.server.stop();
+}
+
+#[test]
 fn reload_waits_and_prints_the_result() {
     let dir = Dir::new();
     fixtures::add_handler(dir.path(), "echo", "echo");

@@ -809,6 +809,39 @@ fn a_reload_is_not_done_while_a_worker_that_it_replaces_hangs() {
 }
 
 #[test]
+fn a_worker_that_does_not_begin_when_it_is_told_to_is_killed_and_replaced() {
+    let dir = Dir::new();
+    install(&dir, "chat", &versioned(1, ""));
+    let mut server = Server::start(&dir, &["--workers", "2", "-o", "worker_timeout=2s"]);
+    let [first, go] = ["first", "go"].map(|name| dir.path().join(name));
+    // One of the new workers is ready at once, the other one has to wait.
+    let start = format!(
+        "int file = open(\"{}\", O_CREAT | O_EXCL | O_WRONLY, 0600);\n\
+         while (file < 0 && access(\"{}\", F_OK) != 0) usleep(1000);",
+        first.display(),
+        go.display()
+    );
+    install(&dir, "chat", &("#include <fcntl.h>\n".to_owned() + &versioned(2, &start)));
+    server.signal(Signal::SIGHUP);
+    let ready = |line: &str| {
+        let pid = line.strip_suffix("is ready with 1 handlers, as a standby")?.rsplit('[').next()?;
+        pid.trim_end_matches(['[', ']', ' ']).parse().ok()
+    };
+    let mut pid: Option<i32> = None;
+    until("one is ready", || {
+        pid = server.log().lines().find_map(ready);
+        pid.is_some()
+    });
+    kill(Pid::from_raw(pid.unwrap()), Signal::SIGSTOP).unwrap();
+    fs::write(&go, "").unwrap();
+    server.says(&format!("[{}] has not responded for ", pid.unwrap()));
+    server.says("reload: done");
+    until("it is replaced", || server.workers().len() == 2 && !daemon::is_alive(pid.unwrap()));
+    assert_eq!(connect_and_ask(&server, "/chat", "version"), "2");
+    server.stop();
+}
+
+#[test]
 fn a_reload_after_one_that_was_not_completed_replaces_all_workers() {
     let dir = Dir::new();
     install(&dir, "chat", &versioned(1, ""));
