@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use std::collections::HashSet;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
@@ -31,6 +31,8 @@ pub struct Leaving {
     /// Whose that is; it does not leave before this worker has sent all.
     to: Option<Slot>,
     pacing: Pacing,
+    /// The last connections could not be sent, although the inbox had room.
+    is_refused: bool,
     /// Connections that cannot move, or not yet, and whose handlers know.
     told: HashSet<u64>,
     /// Since when there is no connection; handlers' threads may still be there.
@@ -145,7 +147,8 @@ impl Transfer {
     /// have.
     pub fn begin_leaving(&self, tx: Option<Rc<OwnedFd>>, to: Option<Slot>) {
         let pacing = Pacing::new(self.conns.now());
-        let leaving = Leaving { tx: None, to: None, pacing, told: HashSet::new(), empty_since: None };
+        let (is_refused, told) = (false, HashSet::new());
+        let leaving = Leaving { tx: None, to: None, pacing, is_refused, told, empty_since: None };
         self.leaving.replace(Some(leaving));
         self.redirect(tx, to);
         self.conns.life.request_chores();
@@ -237,7 +240,8 @@ impl Transfer {
 
     /// Whether a connection that is still here can move as soon as the inbox has room.
     fn waits_for_room(&self, id: u64) -> bool {
-        self.tx_to(None).is_some() && self.purpose_of(id).is_some()
+        let is_accepted = |leaving: &Leaving| leaving.tx.is_some() && !leaving.is_refused;
+        self.leaving.borrow().as_ref().is_some_and(is_accepted) && self.purpose_of(id).is_some()
     }
 
     /// Whether nothing but what a connection is doing keeps it here: a message, or its thread.
@@ -303,7 +307,7 @@ impl Transfer {
                 continue;
             };
             if !self.shipment.borrow().has_room(size) {
-                let sent = self.dispatch(tx.as_raw_fd(), &mut batch);
+                let sent = self.dispatch(tx.as_fd(), &mut batch);
                 moved += sent;
                 if sent == 0 || !inbox::has_room(tx.as_fd()) {
                     break;
@@ -317,7 +321,7 @@ impl Transfer {
                 false => self.keep(id),
             }
         }
-        moved + self.dispatch(tx.as_raw_fd(), &mut batch)
+        moved + self.dispatch(tx.as_fd(), &mut batch)
     }
 
     /// Sends a connection that has just arrived on to the pool that serves its handler; false if that is not
@@ -390,8 +394,11 @@ impl Transfer {
     }
 
     /// Sends the batch and forgets its connections, or keeps them if there is no room at the other end.
-    fn dispatch(&self, tx: RawFd, batch: &mut Vec<u64>) -> usize {
-        let (sent, count) = (self.ship(tx, batch), batch.len());
+    fn dispatch(&self, tx: BorrowedFd<'_>, batch: &mut Vec<u64>) -> usize {
+        let (sent, count) = (self.ship(tx.as_raw_fd(), batch), batch.len());
+        if let Some(leaving) = self.leaving.borrow_mut().as_mut().filter(|_| count > 0) {
+            leaving.is_refused = !sent && inbox::has_room(tx);
+        }
         for id in batch.drain(..) {
             if sent { self.forget_moved(id, true) } else { self.keep(id) }
         }
