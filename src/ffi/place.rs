@@ -178,10 +178,24 @@ static IS_CHILD: AtomicBool = AtomicBool::new(false);
 /// Ends a forked child that returns from its callback.
 static CHILD_RETURNS: OnceLock<fn(CallContext) -> !> = OnceLock::new();
 
+/// The server itself is forking, not a handler.
+static IS_OWN_FORK: AtomicBool = AtomicBool::new(false);
+
+/// Runs a function of the server that forks: its children are no children of a handler.
+pub fn fork_as_server<R>(fork: impl FnOnce() -> R) -> R {
+    IS_OWN_FORK.store(true, Ordering::Relaxed);
+    let result = fork();
+    IS_OWN_FORK.store(false, Ordering::Relaxed);
+    result
+}
+
 /// From now on children that handlers fork have no host, and are ended by this function when they return from their
 /// callback.
 pub fn watch_forks(returns: fn(CallContext) -> !) -> std::io::Result<()> {
     extern "C" fn in_child() {
+        if IS_OWN_FORK.load(Ordering::Relaxed) {
+            return;
+        }
         IS_CHILD.store(true, Ordering::Relaxed);
         HOST.set(None);
         EVENT_LOOP.set(None);

@@ -24,10 +24,11 @@ const CHECK: Duration = Duration::from_secs(1);
 /// The thread that the watchdog has found hanging, and the connection that its call is about.
 static HUNG: (AtomicI32, AtomicU64) = (AtomicI32::new(0), AtomicU64::new(0));
 
-/// Has signals and exit() lead to the rescue, from before the first handler is loaded.
+/// Has signals and exit() lead to the rescue, and children of handlers end, from before the first handler is loaded.
 pub fn install() -> io::Result<()> {
     signals::use_signal_stack()?;
     catch_signals()?;
+    watch_forks(child_returns)?;
     // SAFETY: registers a function that lives as long as the process.
     match unsafe { libc::atexit(exited) } {
         0 => Ok(()),
@@ -38,8 +39,7 @@ pub fn install() -> io::Result<()> {
 /// The rescue is prepared: has all of them lead there, whatever handlers have done to signals at their start.
 pub fn complete() -> io::Result<()> {
     signals::install()?;
-    catch_signals()?;
-    watch_forks(child_returns)
+    catch_signals()
 }
 
 fn catch_signals() -> io::Result<()> {

@@ -12,6 +12,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork, getpid};
 
 use crate::ffi::call;
+use crate::ffi::place::fork_as_server;
 use crate::fleet::memory::scoreboard::State;
 use crate::fleet::sockets::control::{Channel, Command, Report};
 use crate::fleet::sockets::queue::SocketQueue;
@@ -46,7 +47,7 @@ pub fn serve_forks(mut start: Start, settle: &Settle) -> io::Result<Option<(Star
         }
         match start.control.recv_command_with(3) {
             Ok(Some((Command::Child { slot: child }, fds))) => match <[OwnedFd; 3]>::try_from(fds) {
-                Ok([tx, rx, control]) if fork_child() => {
+                Ok([tx, rx, control]) if fork_as_server(fork_child) => {
                     let (child, control) = (usize::from(child), Channel::from(control));
                     settle(child)?;
                     control.send_report(&Report::Born { pid: getpid().as_raw() })?;
