@@ -317,7 +317,7 @@ fn a_server_whose_workers_cannot_start_exits() {
 /// A handler that loads in a probe, and ends every worker that starts with it.
 fn bad_start(name: &str, action: &str) -> String {
     format!(
-        "#include <stdlib.h>\n#include <ws_handler.h>\n\
+        "#include <stdlib.h>\n#include <unistd.h>\n#include <ws_handler.h>\n\
          static void on_message(ws_conn conn, const ws_message *msg) {{ (void)conn; (void)msg; }}\n\
          static int32_t start(void) {{ {action}; return 0; }}\n\
          WS_HANDLER(.name = \"{name}\", .on_message = on_message, .on_worker_start = start);"
@@ -982,4 +982,56 @@ fn a_worker_that_no_descriptor_can_be_sent_to_does_not_hold_up_a_replacement() {
     let tungstenite::Message::Close(Some(close)) = client.read().unwrap() else { panic!("no close") };
     assert_eq!(u16::from(close.code), 1012);
     server.stop();
+}
+
+#[test]
+fn a_handler_is_told_of_the_end_of_connections_whose_peers_do_not_answer_a_stop() {
+    let dir = Dir::new();
+    dir.handler(
+        "told",
+        r#"
+        #include <ws_handler.h>
+        static int32_t on_open(ws_conn conn)
+        {
+            ws_send_text(conn, "open");
+            return WS_OK;
+        }
+        static void on_message(ws_conn conn, const ws_message *msg) { (void)conn, (void)msg; }
+        static void on_close(ws_conn conn, uint32_t by, uint32_t code)
+        {
+            (void)conn;
+            ws_log(WS_LOG_INFO, "ends by %u with %u", by, code);
+        }
+        static void on_worker_stop(void) { ws_log(WS_LOG_INFO, "stops in good order"); }
+        WS_HANDLER(.on_open = on_open, .on_message = on_message, .on_close = on_close,
+                   .on_worker_stop = on_worker_stop);
+        "#,
+    );
+    let mut server = Server::start(&dir, &["--workers", "1", "-o", "stop_timeout=300ms"]);
+    let url = format!("ws://{}/told", server.address());
+    let mut clients: Vec<_> = (0..3).map(|_| tungstenite::connect(&url).unwrap().0).collect();
+    clients.iter_mut().for_each(|client| drop(client.read().unwrap()));
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.wait().code(), Some(0), "{}", server.log());
+    assert_eq!(logged(&server, "ends by 3 with 1001"), 3, "{}", server.log());
+    let log = server.log();
+    assert!(log.rfind("ends by 3") < log.find("stops in good order"), "{log}");
+}
+
+#[test]
+fn a_child_that_a_handler_forks_at_the_start_does_not_become_a_worker() {
+    for isolation in ["shared", "connection"] {
+        let dir = echo_dir();
+        dir.handler("forks", &bad_start("forks", "if (fork() == 0) return WS_OK"));
+        let config = dir.path().join("wshd.conf");
+        std::fs::write(&config, format!("[handler.\"/forks\"]\nisolation = \"{isolation}\"\n")).unwrap();
+        let mut server = Server::start(&dir, &["--workers", "1", "--config", config.to_str().unwrap()]);
+        server.says("a child of fork() returned from on_worker_start; ended it");
+        let (mut client, _) = tungstenite::connect(format!("ws://{}/forks", server.address())).unwrap();
+        client.send("served".into()).unwrap();
+        drop(client);
+        let worker = server.workers()[0];
+        until("no child is left", || children(worker).iter().all(|pid| !is_alive(*pid)));
+        server.stop();
+    }
 }

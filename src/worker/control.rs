@@ -184,18 +184,25 @@ impl Worker {
         is_empty() && !arriving || self.conns.now() >= at
     }
 
-    /// Calls on_worker_stop of all handlers.
+    /// Calls on_close of connections that are left, and on_worker_stop of all handlers.
     pub fn leave(&self) {
         self.transfer.end_migration();
         let ids = self.conns.ids();
-        ids.into_iter().for_each(|id| self.conns.log_close(id, WS_BY_HOST, 1006));
+        for id in ids {
+            // Its peer has not answered in time. A thread would need more.
+            if self.conns.with_open(id, |_, open| open.channel().is_none()) == Some(true) {
+                self.conns.end(id, WS_BY_HOST, 1006);
+            } else {
+                self.conns.log_close(id, WS_BY_HOST, 1006);
+            }
+        }
         let (connections, threads) = (self.conns.len(), self.session.threads.running());
         if connections > 0 || threads > 0 {
             log::warn!(
                 "leaving with {connections} connections and {threads} handler threads that did not end in time"
             );
         }
-        // Of connections that have ended in this turn.
+        // Of connections that have ended in this turn: on_close, and what is released.
         self.run_commands();
         self.session.settle();
         run_releases();
