@@ -195,3 +195,54 @@ fn what_a_timer_of_the_worker_sends_goes_out_at_once() {
     assert!(begun.elapsed() < Duration::from_millis(2500), "{:?}", begun.elapsed());
     server.stop();
 }
+
+/// Sends while other threads fill the same send queue, and tells how often it was full.
+const FLOODED: &str = r#"
+    #include <pthread.h>
+    #include <ws_handler.h>
+    static volatile int is_over;
+    static void *flood(void *conn)
+    {
+        static const char message[500];
+        while (!is_over)
+            ws_send((ws_conn)(size_t)conn, WS_BINARY, message, sizeof message);
+        return NULL;
+    }
+    static int32_t transfer_data(ws_conn conn)
+    {
+        ws_message msg;
+        pthread_t threads[2];
+        char text[64];
+        int full = 0;
+        if (ws_receive(conn, &msg, WS_FOREVER) != WS_MESSAGE)
+            return WS_OK;
+        for (int at = 0; at < 2; at++)
+            pthread_create(&threads[at], NULL, flood, (void *)(size_t)conn);
+        for (int count = 0; count < 20000; count++)
+            full += ws_send(conn, WS_BINARY, "own", 3) == WS_E_FULL;
+        is_over = 1;
+        for (int at = 0; at < 2; at++)
+            pthread_join(threads[at], NULL);
+        snprintf(text, sizeof text, "full %d times", full);
+        return ws_send_text(conn, text);
+    }
+    WS_HANDLER(.name = "flooded", .transfer_data = transfer_data);
+"#;
+
+#[test]
+fn a_blocking_send_waits_however_quickly_others_fill_the_queue() {
+    let dir = Dir::new();
+    dir.handler("flooded", FLOODED);
+    let mut server = Server::start(&dir, &["--workers", "1", "-o", "send_high=16K"]);
+    let mut raw = Raw::open(&server.address(), "/flooded");
+    raw.text("go");
+    let last = loop {
+        match raw.next().unwrap() {
+            frame if frame.first == TEXT => break String::from_utf8(frame.payload).unwrap(),
+            _ => {}
+        }
+    };
+    assert_eq!(last, "full 0 times");
+    drop(raw);
+    server.stop();
+}

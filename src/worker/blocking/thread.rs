@@ -20,6 +20,7 @@ use crate::time::Instant;
 use crate::worker::base::metrics::{Metrics, Stopwatch};
 use crate::worker::blocking::watchdog::CallClock;
 use crate::worker::commands::queue::{CommandQueue, Counted, ThreadCommand};
+use crate::worker::commands::slot::Refused;
 use crate::worker::conn::channel::{PeerClose, ThreadChannel, ThreadEvent, Woken};
 use crate::worker::conn::handler_timers::{HandlerTimers, OF_A_CONNECTION};
 use crate::worker::conn::handshake::{Handshake, Registry};
@@ -318,13 +319,23 @@ impl Host for ThreadHost {
     }
 
     fn send(&self, conn: u64, kind: u32, payload: Payload<'_>, flags: u32) -> i32 {
-        // On its own connection's thread the call waits for room.
-        if let Some((channel, clock)) = of(conn, |current| (Arc::clone(&current.channel), current.clock))
-            && self.commands.is_queue_full(conn)
-        {
-            clock.pausing(|| channel.wait_writable(|| self.commands.is_queue_full(conn)));
-        }
-        self.handshakes.result(conn, self.commands.send(conn, kind, payload, flags))
+        let ours = of(conn, |current| (Arc::clone(&current.channel), current.clock));
+        let mut payload = payload;
+        let result = loop {
+            // On its own connection's thread the call waits for room.
+            if let Some((channel, clock)) = &ours
+                && self.commands.is_queue_full(conn)
+            {
+                clock.pausing(|| channel.wait_writable(|| self.commands.is_queue_full(conn)));
+            }
+            match (self.commands.send(conn, kind, payload, flags), &ours) {
+                (Ok(result), _) => break result,
+                (Err(_), None) => break self.commands.refuse(conn, Refused::Full),
+                // Another thread was quicker.
+                (Err(given_back), Some(_)) => payload = given_back,
+            }
+        };
+        self.handshakes.result(conn, result)
     }
 
     fn ping(&self, conn: u64, payload: &[u8]) -> i32 {

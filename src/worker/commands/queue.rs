@@ -125,22 +125,37 @@ impl CommandQueue {
         bytes: usize,
         counted: Counted,
     ) -> i32 {
-        let command = ThreadCommand::Counted(conn, counted);
-        match self.waiting.enter(self.at(conn), admit, bytes, command) {
-            Ok(()) => {
-                self.wake();
-                WS_OK
-            }
+        match self.try_enter(conn, admit, bytes, counted) {
+            Ok(()) => WS_OK,
             // The command is dropped here, outside the lock: that may call the handler.
             Err((refused, _)) => self.refuse(conn, refused),
         }
     }
 
-    /// `ws_send` and its kin from a thread that is not the loop.
-    pub fn send(&self, conn: u64, kind: u32, payload: Payload<'_>, flags: u32) -> i32 {
+    /// The same; a command that is refused is given back.
+    fn try_enter(
+        &self,
+        conn: u64,
+        admit: impl Fn(Gate) -> Result<Gate, Refused>,
+        bytes: usize,
+        counted: Counted,
+    ) -> Result<(), (Refused, ThreadCommand)> {
+        self.waiting.enter(self.at(conn), admit, bytes, ThreadCommand::Counted(conn, counted))?;
+        self.wake();
+        Ok(())
+    }
+
+    /// `ws_send` and its kin from a thread that is not the loop. If the send queue is full the payload is given back.
+    pub fn send<'a>(
+        &self,
+        conn: u64,
+        kind: u32,
+        payload: Payload<'a>,
+        flags: u32,
+    ) -> Result<i32, Payload<'a>> {
         let bytes = payload.bytes();
         if flags & !(WS_MORE | WS_UNCOMPRESSED) != 0 {
-            return WS_E_INVALID;
+            return Ok(WS_E_INVALID);
         }
         let more = flags & WS_MORE != 0;
         // The loop checks fragmented text, whose pieces may be cut within a character.
@@ -152,12 +167,18 @@ impl CommandQueue {
             _ => Ok(gate.with_fragments(if more { kind } else { 0 })),
         };
         // Before the payload is copied.
-        if let Err(refused) = self.would_admit(conn, admit) {
-            return self.refuse(conn, refused);
+        match self.would_admit(conn, admit) {
+            Ok(_) => {}
+            Err(Refused::Full) => return Err(payload),
+            Err(refused) => return Ok(self.refuse(conn, refused)),
         }
         let cost = cost(bytes);
         let payload = payload.into_owned();
-        self.enter(conn, admit, cost, Counted::Send { kind, payload, flags })
+        match self.try_enter(conn, admit, cost, Counted::Send { kind, payload, flags }) {
+            Ok(()) => Ok(WS_OK),
+            Err((Refused::Full, ThreadCommand::Counted(_, Counted::Send { payload, .. }))) => Err(payload),
+            Err((refused, _)) => Ok(self.refuse(conn, refused)),
+        }
     }
 
     fn would_admit(&self, conn: u64, admit: impl Fn(Gate) -> Result<Gate, Refused>) -> Result<Gate, Refused> {
@@ -165,7 +186,8 @@ impl CommandQueue {
         if lease.is_open() { admit(lease.gate()) } else { Err(Refused::Gone) }
     }
 
-    fn refuse(&self, conn: u64, refused: Refused) -> i32 {
+    /// The result of a call that is refused for this reason.
+    pub fn refuse(&self, conn: u64, refused: Refused) -> i32 {
         match refused {
             Refused::Gone => WS_E_GONE,
             Refused::Full => {
