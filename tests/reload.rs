@@ -647,6 +647,25 @@ fn a_slow_configuration_does_not_block_the_server() {
     server.stop();
 }
 
+#[test]
+#[ignore = "takes eleven seconds"]
+fn a_configuration_that_cannot_be_read_fails_the_reload_in_time() {
+    let dir = Dir::new();
+    install(&dir, "chat", &versioned(1, ""));
+    let [config, passing] = ["wshd.conf", "new.conf"].map(|name| dir.path().join(name));
+    fs::write(&config, "workers = 1\n").unwrap();
+    let mut server = Server::start(&dir, &["--config", config.to_str().unwrap()]);
+    // Opening a FIFO waits for a writer.
+    nix::unistd::mkfifo(&passing, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    fs::rename(&passing, &config).unwrap();
+    refused(&server, "a file system or name server does not answer");
+    fs::write(&passing, "workers = 2\n").unwrap();
+    fs::rename(&passing, &config).unwrap();
+    reload(&server);
+    assert_eq!(server.workers().len(), 2);
+    server.stop();
+}
+
 /// While the file `calls` exists, records calls to the file system and name servers in it: the pid, the
 /// call, and its argument.
 fn noted_calls(tools: &Dir, calls: &std::path::Path) -> PathBuf {

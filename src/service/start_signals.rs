@@ -12,7 +12,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
+use nix::sys::signal::{SigHandler, Signal, signal};
 use signal_hook::{SigId, flag, low_level};
 
 /// Signals that tell the server to stop.
@@ -34,13 +34,6 @@ impl StartSignals {
             |signal: Signal| flag::register_usize(signal as i32, Arc::clone(&received), signal as usize);
         let actions = STOP.into_iter().map(watch).collect::<io::Result<Vec<_>>>()?;
         Ok(Self { received, actions })
-    }
-
-    /// The same in a child of a process that blocks them.
-    pub fn watch_unblocked() -> io::Result<Self> {
-        let signals = Self::watch()?;
-        SigSet::from_iter(STOP).thread_unblock()?;
-        Ok(signals)
     }
 
     /// The signal that has come, if one has.

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::signal::{SigSet, Signal};
 use serde::{Deserialize, Serialize};
 
 use super::errand::Outbox;
@@ -19,7 +20,6 @@ use crate::fleet::sockets::handover::Received;
 use crate::fleet::sockets::listener::Listener;
 use crate::handlers::discover::{discover, refusal};
 use crate::log::{self as sink, LogKind};
-use crate::service::start_signals::StartSignals;
 use crate::settings::outside::{self, Answers};
 
 /// How often the child says that it goes on.
@@ -55,7 +55,8 @@ fn try_find(
     reread: &Reread,
     outbox: &Outbox,
 ) -> Result<(Found, Vec<OwnedFd>, Sockets), String> {
-    let signals = StartSignals::watch_unblocked().map_err(|error| error.to_string())?;
+    // One that is not needed any more ends by SIGTERM, and with it what it has started.
+    SigSet::from(Signal::SIGTERM).thread_unblock().map_err(|error| error.to_string())?;
     let (config, answers) = outside::record(reread);
     let config = config?;
     let fixed = config.fixed_changes(&old.config);
@@ -70,7 +71,7 @@ fn try_find(
             outbox.go_on();
             said.set(clock::now());
         }
-        signals.received().is_none()
+        true
     };
     let (routes, faults) = discover(&config, &old.routes, &go_on).map_err(|error| error.to_string())?;
     if let Some(why) = refusal(&faults, &old.faults, config.strict_handlers) {

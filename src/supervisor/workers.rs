@@ -158,8 +158,14 @@ impl Supervisor {
             if signal == Signal::SIGKILL && serves_clients {
                 self.slots.on(Event::Killed, now);
             }
-            if role == Role::Successor {
-                self.on_upgrade(upgrade::Event::Late);
+            match role {
+                Role::Successor => self.on_upgrade(upgrade::Event::Late),
+                // Perhaps not even SIGKILL ends it before the disk answers.
+                Role::Errand(Errand::Reload) => {
+                    let why = "a file system or name server does not answer";
+                    self.reload_prepared(pid, Err(why.to_owned()));
+                }
+                _ => {}
             }
         }
     }
@@ -198,10 +204,8 @@ impl Supervisor {
                 _ => log::warn!("{}[{pid}] {cause} while it was leaving", kind.name()),
             },
             (Role::Errand(errand), _) => {
-                let is_late = process.is_late();
                 let result = match cause {
                     Cause::Ended(_) => Ok(process.result),
-                    _ if is_late => Err("a file system or name server does not answer".to_owned()),
                     _ => Err(format!("the process that was {} {cause}", errand.name())),
                 };
                 self.errand_ended(errand, pid, result);
