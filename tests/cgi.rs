@@ -246,6 +246,33 @@ fn output_is_streamed_and_a_program_ends_with_its_client() {
     server.stop();
 }
 
+/// What is left of the body does not fit into the buffers, and the client has closed its end: nothing can be done before
+/// the program reads.
+#[test]
+fn a_client_that_hangs_up_before_its_body_was_read_costs_no_time() {
+    let deaf = "echo $$ >> $DIR/deaf\nexec sleep 1000";
+    let (mut server, dir) = serve(&[("deaf", deaf)], "cgi_timeout = '3s'\n");
+    let size = 176 * 1024;
+    let mut raw = request(&server, "POST", "/cgi/deaf", &format!("Content-Length: {size}\r\n\r\n"));
+    raw.send(&vec![b'x'; size]);
+    raw.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    until("it runs", || noted(&dir, "deaf").len() == 1);
+    std::thread::sleep(Duration::from_millis(100)); // the buffers fill
+    let before = ticks(runner(&server));
+    std::thread::sleep(Duration::from_secs(1));
+    let used = ticks(runner(&server)) - before;
+    assert!(used < 10, "{used} ticks of processor time in a second");
+    assert_eq!(raw.answer().status, 504);
+    server.stop();
+}
+
+/// The processor time that a process has used, in hundredths of a second.
+fn ticks(pid: i32) -> u64 {
+    let stat = read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
 #[test]
 fn time_output_and_number_of_programs_are_bounded() {
     let (mut server, dir) = serve(
@@ -257,9 +284,14 @@ fn time_output_and_number_of_programs_are_bounded() {
                 "loud",
                 &format!("{TEXT}i=0; while [ $i -lt 150 ]; do echo line $i >&2; i=$((i+1)); done; echo end"),
             ),
+            (
+                "late",
+                "printf 'Content-Type: text/plain\\nContent-Length: 2\\n\\nok'\n\
+                 yes 0123456789012345678901234567890123456789 | head -n 3000 >&2\necho 7 > $DIR/late",
+            ),
             ("hello", &format!("{TEXT}echo hello")),
         ],
-        "cgi_timeout = '1s'\ncgi_max_output = '4M'\ncgi_processes = 2\n",
+        "cgi_timeout = '1s'\ncgi_max_output = '4M'\ncgi_processes = 2\naccess_log = '-'\n",
     );
     // No response in time.
     let begun = Instant::now();
@@ -267,6 +299,7 @@ fn time_output_and_number_of_programs_are_bounded() {
     until("they run", || noted(&dir, "silent").len() == 4);
     let answer = get(&server, "/cgi/hello");
     assert_eq!((answer.status, answer.header("Retry-After")), (503, Some("1")), "two run already");
+    server.says("resource=/cgi/hello status=503 ");
     for mut raw in silent {
         assert_eq!(raw.answer().status, 504);
     }
@@ -287,6 +320,11 @@ fn time_output_and_number_of_programs_are_bounded() {
 
     assert_eq!(content(&get(&server, "/cgi/loud")), "end\n");
     server.says("cgi /cgi/loud: 50 more lines on standard error");
+
+    // It is read until the program has exited, although the response is complete.
+    assert_eq!(get(&server, "/cgi/late").body, b"ok");
+    server.says("cgi /cgi/late: 2900 more lines on standard error");
+    assert_eq!(noted(&dir, "late"), [7], "it was not blocked and killed");
     server.stop();
 }
 

@@ -6,6 +6,7 @@
 //! exits.
 
 mod bounds;
+mod errors;
 pub mod handover;
 mod output;
 mod program;
@@ -160,7 +161,11 @@ impl Shared {
             let response = busy("the maximum number of programs is running");
             let is_head = !http::takes_content(&read);
             let response = if is_head { response.without_content() } else { response };
+            let sent = Sent { status: response.status(), content: response.content_length() };
             let _ = socket.send(&response.into_bytes()); // fails if the client has disconnected
+            if let Ok(Parsed::Head { head, .. }) = head::parse(&read, &self.config.head) {
+                self.log(&facts, &head, Some(sent), begun);
+            }
             return;
         }
         let shared = Arc::clone(self);

@@ -15,7 +15,7 @@ use crate::proto::http1::head::Head;
 const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 /// Fields that get no variable HTTP_...: they concern the connection, have a variable of their own, are secret, or
 /// would be taken for a setting (HTTP_PROXY).
-const HIDDEN: [&str; 12] = [
+const HIDDEN: [&str; 13] = [
     "authorization",
     "connection",
     "content-length",
@@ -24,6 +24,7 @@ const HIDDEN: [&str; 12] = [
     "keep-alive",
     "proxy",
     "proxy-authorization",
+    "sec-websocket-protocol", // may have a token, see jwt_protocol
     "te",
     "trailer",
     "transfer-encoding",
@@ -269,7 +270,7 @@ mod tests {
         let head = head(
             "POST /cgi/a/x?q=1&r HTTP/1.1\r\nHost: example.com:81\r\nAuthorization: basic YQ==\r\nProxy: evil\r\n\
              Content-Type: text/plain\r\nContent-Length: 3\r\nX-One: 1\r\nx-one: 2\r\nX_One: 3\r\nCookie: a\r\n\
-             Cookie: b\r\nConnection: close\r\n\r\n",
+             Cookie: b\r\nSec-WebSocket-Protocol: bearer.secret\r\nConnection: close\r\n\r\n",
         );
         let peer = Some("[::ffff:192.0.2.1]:4000".parse().unwrap());
         let facts = RequestFacts { peer, user: Some("ann".to_owned()), resource: None, at: 0 };

@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{SockRef, Socket};
 
+use super::errors::{self, Errors};
 use super::output::{Framing, OutputHeader};
 use crate::clock;
 use crate::http::{self, Response};
@@ -22,9 +23,6 @@ use crate::time::Instant;
 const BUFFER: usize = 64 * 1024;
 /// Time for the client to read the response and close its end.
 const LINGER: Duration = Duration::from_secs(2);
-/// Maximum bytes of a line of standard error in the log, and maximum lines.
-const LINE: usize = 1024;
-const LINES: usize = 100;
 
 /// Bounds of a program's run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,10 +178,12 @@ impl<'a> Relay<'a> {
 
     /// Waits for events of socket, standard input, output and error, in this order.
     fn wait(&self, time: Duration) -> io::Result<[PollFlags; 4]> {
-        let mut wanted = PollFlags::RDHUP;
-        if self.body_left > 0 && self.body.len() < BUFFER {
-            wanted |= PollFlags::IN;
-        }
+        // Not RDHUP while the buffer is full: it would be reported at once, again and again.
+        let mut wanted = match (self.body_left, self.body.len()) {
+            (0, _) => PollFlags::RDHUP,
+            (_, ..BUFFER) => PollFlags::RDHUP | PollFlags::IN,
+            _ => PollFlags::empty(),
+        };
         if !self.out.is_empty() {
             wanted |= PollFlags::OUT;
         }
@@ -351,15 +351,19 @@ impl<'a> Relay<'a> {
         wait: impl FnOnce(&mut Child) -> io::Result<ExitStatus>,
     ) -> Option<ExitStatus> {
         let (begun, mut pause) = (clock::now(), Duration::from_millis(1));
-        let exited = || has_exited(self.child.id());
+        let id = self.child.id();
+        let exited = || has_exited(id);
         while !exited() && clock::now() < begun + time {
-            std::thread::sleep(pause);
+            // It must not be blocked by a full pipe.
+            self.errors.wait(&mut self.stderr, self.name, pause);
             pause = (pause * 2).min(Duration::from_millis(50));
         }
         let was_killed = !exited();
         // Before it is reaped: until then, its pid cannot be reused.
         let _ = killpg(Pid::from_raw(self.child.id() as i32), Signal::SIGKILL);
         let status = wait(&mut self.child).ok();
+        // What a pipe holds.
+        (0..BUFFER / errors::READ).any(|_| !self.errors.read(&mut self.stderr, self.name));
         if was_killed && !time.is_zero() {
             log::warn!(
                 "cgi {}: still running {time:?} after closing its output (cgi_timeout); killed",
@@ -387,7 +391,7 @@ fn describe(status: Option<ExitStatus>) -> String {
 }
 
 /// Whether the call can be repeated later.
-fn is_later(error: &io::Error) -> bool {
+pub(super) fn is_later(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }
 
@@ -439,51 +443,4 @@ fn wait_for(socket: &Socket, flags: PollFlags, until: Instant) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(socket.as_fd(), flags)];
     let time = Timespec::try_from(left).ok();
     !left.is_zero() && poll(&mut fds, time.as_ref()).is_ok_and(|ready| ready > 0)
-}
-
-/// Logs a program's standard error line by line.
-#[derive(Default)]
-struct Errors {
-    /// The line so far: at most [`LINE`] bytes.
-    line: Vec<u8>,
-    lines: usize,
-}
-
-impl Errors {
-    /// Reads once; returns whether there was something to read. Closes the pipe at its end.
-    fn read(&mut self, pipe: &mut Option<ChildStderr>, name: &str) -> bool {
-        let mut buffer = [0; 4096];
-        match pipe.as_mut().map(|pipe| pipe.read(&mut buffer)) {
-            Some(Ok(count)) if count > 0 => {
-                for byte in buffer.iter().take(count) {
-                    if *byte == b'\n' {
-                        self.flush(name);
-                    } else if self.line.len() < LINE {
-                        self.line.push(*byte);
-                    }
-                }
-                return true;
-            }
-            Some(Err(error)) if is_later(&error) => {}
-            _ => *pipe = None,
-        }
-        false
-    }
-
-    fn flush(&mut self, name: &str) {
-        let line = std::mem::take(&mut self.line);
-        self.lines += 1;
-        if self.lines <= LINES {
-            log::warn!("cgi {name}: {}", String::from_utf8_lossy(&line));
-        }
-    }
-
-    fn finish(&mut self, name: &str) {
-        if !self.line.is_empty() {
-            self.flush(name);
-        }
-        if let Some(more) = self.lines.checked_sub(LINES).filter(|more| *more > 0) {
-            log::warn!("cgi {name}: {more} more lines on standard error were not logged");
-        }
-    }
 }
