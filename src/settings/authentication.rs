@@ -172,7 +172,7 @@ mod tests {
         let needs = "needs basic_auth_credential or htpasswd: there is no default password";
         for (text, expected) in [
             ("basic_auth = true\n", format!("w.conf:1: basic_auth: {needs}")),
-            ("basic_auth_credential = 'ann'\n", "w.conf:1: basic_auth_credential = 'ann': expected user:password".to_owned()),
+            ("basic_auth_credential = 'ann'\n", "w.conf:1: basic_auth_credential: expected user:password".to_owned()),
             ("jwt_audience = 'a'\n", "w.conf:1: jwt_audience: needs jwt_key".to_owned()),
             ("auth_realm = 'a'\n", "w.conf:1: auth_realm: needs htpasswd or jwt_key".to_owned()),
             ("htpasswd = 'DIR/no'\n", "w.conf:1: htpasswd = 'DIR/no': No such file or directory (os error 2)".to_owned()),

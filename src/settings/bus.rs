@@ -42,9 +42,9 @@ pub struct Draft {
 pub struct Servers {
     kind: Kind,
     has_tls: bool,
-    /// At least one.
+    /// At least one, unless `has_secret`.
     servers: Vec<Server>,
-    /// Whether an address has a password, which an error must not show.
+    /// Whether an address has a password, which an error must not show; the rest is not filled in then.
     has_secret: bool,
 }
 
@@ -98,12 +98,15 @@ fn tls(draft: &Draft, has_tls: bool, given: &Values) -> Result<Option<Tls>, Erro
 
 /// Parses addresses of servers of one engine, separated by commas.
 pub fn servers(texts: &[String]) -> Result<Servers, String> {
+    // Refused later: an error of this function is shown with the value.
+    if texts.iter().any(|text| text.contains('@')) {
+        return Ok(Servers { kind: Kind::Nats, has_tls: false, servers: Vec::new(), has_secret: true });
+    }
     let mut all: Option<Servers> = None;
     for url in texts.iter().flat_map(|text| text.split(',')) {
-        let (kind, has_tls, server, has_secret) = server(url.trim())?;
-        let new = || Servers { kind, has_tls, servers: Vec::new(), has_secret };
+        let (kind, has_tls, server) = server(url.trim())?;
+        let new = || Servers { kind, has_tls, servers: Vec::new(), has_secret: false };
         let all = all.get_or_insert_with(new);
-        all.has_secret |= has_secret;
         if (all.kind, all.has_tls) != (kind, has_tls) {
             return Err("expected servers of one engine, all with the same scheme".to_owned());
         }
@@ -113,8 +116,8 @@ pub fn servers(texts: &[String]) -> Result<Servers, String> {
         .ok_or_else(|| format!("expected 1 to {MAX_SERVERS} servers"))
 }
 
-/// Parses an address: kind, whether with TLS, server, and whether it has credentials.
-fn server(url: &str) -> Result<(Kind, bool, Server, bool), String> {
+/// Parses an address: kind, whether with TLS, and server.
+fn server(url: &str) -> Result<(Kind, bool, Server), String> {
     let (scheme, rest) = url.split_once("://").ok_or(URL)?;
     let (kind, has_tls) = match scheme {
         "nats" => (Kind::Nats, false),
@@ -123,7 +126,6 @@ fn server(url: &str) -> Result<(Kind, bool, Server, bool), String> {
         "rediss" => (Kind::Redis, true),
         _ => return Err(format!("unknown scheme {scheme}://: {URL}")),
     };
-    let (rest, has_secret) = rest.rsplit_once('@').map_or((rest, false), |(_, rest)| (rest, true));
     let rest = rest.strip_suffix('/').unwrap_or(rest);
     let (host, port) = match rest.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((host, port)) => (host, port.strip_prefix(':')),
@@ -140,7 +142,7 @@ fn server(url: &str) -> Result<(Kind, bool, Server, bool), String> {
         (None, Kind::Nats) => 4222,
         (None, Kind::Redis) => 6379,
     };
-    Ok((kind, has_tls, Server { host: host.to_owned(), port }, has_secret))
+    Ok((kind, has_tls, Server { host: host.to_owned(), port }))
 }
 
 /// Checks the prefix of subjects: words separated by dots.
@@ -350,7 +352,12 @@ mod tests {
     fn conflicting_settings() {
         fails("bus_ca = '/a'", "w.conf:1: bus_ca: needs bus");
         let why = "expected no credentials in an address: give them in a file, bus_credentials";
-        fails("bus = 'nats://b,nats://ann:secret@a'", &format!("w.conf:1: bus: {why}"));
+        // Whatever else is wrong.
+        for url in
+            ["nats://b,nats://ann:secret@a", "nats://ann:secret@a:0", "http://ann:secret@a", "ann:secret@a"]
+        {
+            fails(&format!("bus = '{url}'"), &format!("w.conf:1: bus: {why}"));
+        }
         for name in ["bus_ca", "bus_certificate", "bus_private_key"] {
             let why = format!("w.conf:2: {name}: expected tls:// or rediss:// in bus");
             fails(&format!("bus = 'nats://a'\n{name} = '/ca'"), &why);

@@ -68,7 +68,11 @@ pub fn load(
 pub fn assign(given: &Values, scope: Scope, draft: &mut Draft) -> Result<(), Error> {
     for setting in in_scope(scope) {
         match given.get(setting.name) {
-            Some(given) => setting.assign(&given.texts, draft).map_err(|why| given.refused(why))?,
+            Some(given) => setting.assign(&given.texts, draft).map_err(|why| match setting.kind {
+                // The error may be logged.
+                Kind::Secret(..) => given.location.wrong(why),
+                _ => given.refused(why),
+            })?,
             None if scope != Scope::Server && setting.is_in(Scope::Server) => {}
             None => setting.assign_default(draft).map_err(Error::Config)?,
         }
