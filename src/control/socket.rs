@@ -122,7 +122,7 @@ impl Socket {
         self.accepts = true;
     }
 
-    /// What to wait for. Nothing of clients that wait for an answer: that one has left is noticed when it is sent.
+    /// What to wait for. Of clients that wait for an answer only that they leave.
     pub fn interest(&self) -> impl Iterator<Item = PollFd<'_>> {
         let has_room = self.clients.len() < MAX_CLIENTS && self.accept_at.is_none();
         let listener = Some(&self.listener).filter(|_| self.accepts && has_room);
@@ -131,7 +131,8 @@ impl Socket {
             let flags = match client.state {
                 State::Asking(_) => PollFlags::POLLIN,
                 State::Taking(..) => PollFlags::POLLOUT,
-                State::Waiting | State::Over => return None,
+                State::Waiting => PollFlags::empty(),
+                State::Over => return None,
             };
             Some(PollFd::new(client.stream.as_fd(), flags))
         });
@@ -158,6 +159,10 @@ impl Socket {
                 }
                 Ok(None) => {}
                 Err(why) => client.answer(answer::line(&Err(why)), now),
+            }
+            // Its place is for another one: a reload that takes long may have to be cancelled.
+            if matches!(client.state, State::Waiting) && datagram::is_hung_up(client.stream.as_fd()) {
+                client.state = State::Over;
             }
             client.write(now);
             client.look_at_the_time(now);
@@ -434,9 +439,30 @@ mod tests {
             client.write_all(b"x\n").unwrap();
         }
         let asked = socket.turn(at(0));
-        assert_eq!((asked.len(), socket.interest().count()), (MAX_CLIENTS, 0), "nothing to wait for");
+        assert_eq!((asked.len(), socket.interest().count()), (MAX_CLIENTS, MAX_CLIENTS), "that they leave");
         asked.iter().for_each(|asked| socket.answer(asked.client, b"y\n".to_vec(), at(0)));
         assert_eq!(socket.turn(at(0)).len(), 2);
+    }
+
+    #[test]
+    fn clients_that_leave_before_their_answer_make_room() {
+        let (mut socket, dir) = bound();
+        let mut clients: Vec<UnixStream> = (0..MAX_CLIENTS + 1).map(|_| connect(&dir)).collect();
+        for client in &mut clients {
+            client.write_all(b"x\n").unwrap();
+        }
+        socket.turn(at(0));
+        let mut last = clients.pop().unwrap();
+        // One that has only ended its request stays.
+        clients[0].shutdown(std::net::Shutdown::Write).unwrap();
+        clients.truncate(1);
+        socket.turn(at(1));
+        let asked = socket.turn(at(2));
+        assert_eq!((asked.len(), socket.clients.len()), (1, 2));
+        socket.answer(asked[0].client, b"y\n".to_vec(), at(3));
+        let mut line = Vec::new();
+        last.read_to_end(&mut line).unwrap();
+        assert_eq!(line, b"y\n");
     }
 
     #[test]
