@@ -102,7 +102,15 @@ impl Received {
             (1..=KEY).contains(&key.len())
                 && key.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
         };
-        let is_valid = wire.fields.len() <= FIELDS && wire.fields.iter().all(|(key, _)| is_name(key));
+        // With one name twice in an object of JSON, readers would take the sender's value for ours.
+        let is_taken = |key: &str| match key {
+            "time" | "level" | "process" | "pid" | "message" => true,
+            "handler" => wire.handler.is_some(),
+            "conn" => wire.conn != 0,
+            _ => false,
+        };
+        let is_valid =
+            wire.fields.len() <= FIELDS && wire.fields.iter().all(|(key, _)| is_name(key) && !is_taken(key));
         is_valid.then_some(Self(wire))
     }
 
@@ -177,7 +185,11 @@ mod tests {
         let bad_level = bad_name.replace("debug", "loud").replace("A\\nB", "a");
         let good = bad_name.replace("A\\nB", "a");
         Received::read(good.as_bytes()).with_line(|line| assert_eq!(line.fields.len(), 1));
-        for text in ["hello", "{}", bad_name, &bad_level, &"[".repeat(5000)] {
+        let forged = ["time", "level", "process", "pid", "message"]
+            .map(|name| good.replace("\"a\"", &format!("{name:?}")));
+        for text in
+            forged.iter().map(String::as_str).chain(["hello", "{}", bad_name, &bad_level, &"[".repeat(5000)])
+        {
             let received = Received::read(format!("{text}\n").as_bytes());
             assert_eq!(received.kind(), LogKind::Main);
             received.with_line(|line| assert_eq!((line.message, line.fields.len()), (text, 0)));
