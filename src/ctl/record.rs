@@ -3,10 +3,11 @@
 //! lines.
 
 use std::fmt::{self, Display};
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::ErrorKind::{Interrupted, WouldBlock};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -77,7 +78,9 @@ pub(super) fn run(socket: &Path, request: &Request, target: &Target) -> Result<S
     let Target { file: path, .. } = target;
     let shown = path.display();
     let refused = |error: io::Error| Failure::Refused(format!("{shown}: {error}"));
-    let mut file = File::create_new(path).map_err(refused)?;
+    // It has what clients send.
+    let mut options = OpenOptions::new();
+    let mut file = options.write(true).create_new(true).mode(0o600).open(path).map_err(refused)?;
     let recorded = record(socket, request, target, &mut file);
     if file.metadata().is_ok_and(|metadata| metadata.len() == 0) {
         let _ = std::fs::remove_file(path); // it was made above

@@ -182,7 +182,10 @@ fn a_recording_is_bounded() {
         ask(&mut client, &"x".repeat(900));
     }
     assert!(recording.end().starts_with("the file is as large as it may be: "));
-    assert!(std::fs::metadata(file("small")).unwrap().len() <= 2048);
+    let small = std::fs::metadata(file("small")).unwrap();
+    assert!(small.len() <= 2048);
+    // What clients send is for its owner only.
+    assert_eq!(std::os::unix::fs::MetadataExt::mode(&small) & 0o077, 0);
     // More than a datagram holds, and more than the limit.
     let limit = ["--max-message", "300K"];
     let recording = Recording::start(&control, "/fragile", file("large").into(), &limit);
