@@ -87,6 +87,7 @@ impl<'a> Relay<'a> {
         (is_head, minor_version): (bool, u8),
     ) -> Self {
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let stdin = stdin.filter(|_| !body.is_empty() || body_left > 0); // else end of file
         let pipes = [
             stdin.as_ref().map(AsFd::as_fd),
             stdout.as_ref().map(AsFd::as_fd),
