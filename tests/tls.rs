@@ -683,3 +683,30 @@ fn a_client_that_does_not_read_is_throttled_with_bounded_memory() {
         assert!(after < before + (8 << 10), "{before} KiB, and then {after}");
     }
 }
+
+#[test]
+#[ignore = "takes 10 s"]
+fn a_client_that_pauses_gets_all_of_a_file() {
+    let (dir, authority) = set_up();
+    let root = dir.path().join("www");
+    std::fs::create_dir(&root).unwrap();
+    // For some of these sizes the worker has sent everything and the gateway has not.
+    let sizes: Vec<usize> = (4..40).map(|size| size * 128 * 1024).collect();
+    for size in &sizes {
+        std::fs::write(root.join(size.to_string()), vec![7; *size]).unwrap();
+    }
+    let server = start(&dir, &["-d", root.to_str().unwrap()]);
+    let request = |size: &usize| {
+        let mut stream = Client::of(&authority).connect(port(&server)).unwrap();
+        let head = format!("GET /{size} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        stream
+    };
+    let streams: Vec<_> = sizes.iter().map(request).collect();
+    std::thread::sleep(Duration::from_secs(9));
+    for (size, mut stream) in sizes.iter().zip(streams) {
+        let mut answer = Vec::new();
+        let end = stream.read_to_end(&mut answer);
+        assert!(end.is_ok() && answer.len() > *size, "{} of {size} bytes: {end:?}", answer.len());
+    }
+}

@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use tokio::time::{Sleep, sleep};
@@ -23,11 +23,11 @@ const UNREAD: usize = 80 * 1024;
 /// Batches in one turn, before other connections get theirs.
 const TURN: usize = 16;
 /// Time for the peer to close its end after the worker has ended.
-const LINGER: Duration = Duration::from_secs(2);
-/// Time for the peer to read the rest after the worker has ended.
-const STALL: Duration = Duration::from_secs(30);
-/// Interval of checks whether the worker has closed the pair while the peer does not read.
-const CHECK: Duration = Duration::from_secs(5);
+pub const LINGER: Duration = Duration::from_secs(2);
+/// Time without progress of the peer after which it is given up, once the worker has ended.
+pub const STALL: Duration = Duration::from_secs(30);
+/// Interval of checks whether the peer makes progress and the worker is still there.
+pub const CHECK: Duration = Duration::from_secs(5);
 
 /// Buffers that all connections of the process use in turn.
 pub struct Scratch {
@@ -101,6 +101,8 @@ pub struct Relay {
     has_worker_ended: bool,
     /// Deadline of the end, or the next check of a blocked connection.
     timer: Option<Pin<Box<Sleep>>>,
+    /// Bytes that the peer had not acknowledged at the last check, and the time for which it has acknowledged none.
+    stalled: (usize, Duration),
 }
 
 /// Progress of a direction.
@@ -116,6 +118,7 @@ impl Relay {
     pub fn new(peer: Socket, session: Box<Session>, worker: Socket, received: Vec<u8>) -> Self {
         let has_peer_ended = session.is_ended();
         let (is_blocked, has_told_worker, has_worker_ended, timer) = (false, false, false, None);
+        let stalled = (0, Duration::ZERO);
         Self {
             peer,
             session,
@@ -126,6 +129,7 @@ impl Relay {
             has_told_worker,
             has_worker_ended,
             timer,
+            stalled,
         }
     }
 
@@ -273,27 +277,35 @@ impl Relay {
 
     /// The worker has ended: shuts the peer's connection down once everything was sent, and sets the deadline.
     fn end(&mut self) {
-        let is_sent = self.session.unsent().is_empty();
-        if is_sent {
+        if self.session.unsent().is_empty() {
             self.peer.end();
+            self.timer = Some(Box::pin(sleep(LINGER)));
         }
-        self.timer = Some(Box::pin(sleep(if is_sent { LINGER } else { STALL })));
     }
 
-    /// Fails at the deadline of the end, or if the worker is gone while the peer does not read.
+    /// Fails at the deadline of the end, or if the worker is gone and the peer reads nothing for [`STALL`]. A slow peer
+    /// gets all that the worker has sent.
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.is_blocked && self.timer.is_none() {
+            self.stalled = (self.unacknowledged(), Duration::ZERO);
             self.timer = Some(Box::pin(sleep(CHECK)));
         }
         loop {
             let Some(timer) = &mut self.timer else { return Poll::Pending };
-            if timer.as_mut().poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-            if self.has_worker_ended || self.worker.is_gone() {
+            ready!(timer.as_mut().poll(cx));
+            if !self.is_blocked {
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
-            self.timer = self.is_blocked.then(|| Box::pin(sleep(CHECK)));
+            let (before, now) = (self.stalled.0, self.unacknowledged());
+            self.stalled = (now, if now == before { self.stalled.1 + CHECK } else { Duration::ZERO });
+            if self.stalled.1 >= STALL && (self.has_worker_ended || self.worker.is_gone()) {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            self.timer = Some(Box::pin(sleep(CHECK)));
         }
+    }
+
+    fn unacknowledged(&self) -> usize {
+        self.session.unsent().len() + self.peer.unacknowledged()
     }
 }

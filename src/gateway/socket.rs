@@ -84,7 +84,6 @@ impl Socket {
         buffer: &mut [u8],
         mut enough: impl FnMut(&[u8]) -> Option<R>,
     ) -> io::Result<Option<R>> {
-        let mut seen = 0;
         loop {
             let mut guard = self.0.readable().await?;
             let count = match guard.try_io(|socket| {
@@ -98,10 +97,10 @@ impl Socket {
             if let Some(result) = enough(buffer.get(..count).unwrap_or_default()) {
                 return Ok(Some(result));
             }
-            if count == seen || count == buffer.len() {
+            // Not: no more than before. The event of bytes that the last peek has returned may come after it.
+            if count == buffer.len() || guard.ready().is_read_closed() {
                 return Ok(None);
             }
-            seen = count;
             guard.clear_ready(); // edge-triggered: new bytes are a new event
         }
     }
@@ -130,6 +129,14 @@ impl Socket {
         let _ = self.0.get_ref().0.shutdown(Shutdown::Write); // fails if it is closed already
     }
 
+    /// Bytes written that the other side has not acknowledged (TCP) or read (Unix); 0 if unknown.
+    pub fn unacknowledged(&self) -> usize {
+        let mut count: libc::c_int = 0;
+        // SAFETY: the descriptor is open, and the call writes one integer.
+        let is_known = unsafe { libc::ioctl(self.0.as_raw_fd(), libc::TIOCOUTQ, &raw mut count) } == 0;
+        usize::try_from(count).ok().filter(|_| is_known).unwrap_or(0)
+    }
+
     /// Whether the other side has closed both directions.
     pub fn is_gone(&self) -> bool {
         datagram::is_hung_up(self.as_fd())
@@ -153,5 +160,43 @@ impl Socket {
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.get_ref().0.as_fd()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::time::Duration;
+
+    use socket2::{Domain, Type};
+    use tokio::runtime::Builder;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[test]
+    fn a_late_event_is_not_the_end_of_a_peek() {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (ours, theirs) =
+                socket2::Socket::pair(Domain::UNIX, Type::STREAM.nonblocking(), None).unwrap();
+            let socket = Socket::new(ours).unwrap();
+            (&theirs).write_all(b"1").unwrap();
+            std::future::poll_fn(|cx| socket.poll_readable(cx)).await.unwrap();
+            // The first peek returns this, too; its event comes later.
+            (&theirs).write_all(b"2").unwrap();
+            let write_later = async {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                (&theirs).write_all(b"3").unwrap();
+            };
+            let mut buffer = [0; 10];
+            let peek = socket.peek(&mut buffer, |seen| (seen == b"123").then_some(()));
+            let (peeked, ()) = tokio::join!(peek, write_later);
+            assert_eq!(peeked.unwrap(), Some(()));
+            theirs.shutdown(Shutdown::Write).unwrap();
+            let peek = socket.peek(&mut buffer, |seen| (seen.len() == 4).then_some(()));
+            let peeked = timeout(Duration::from_secs(10), peek).await.unwrap();
+            assert_eq!(peeked.unwrap(), None, "the end");
+        });
     }
 }
