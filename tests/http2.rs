@@ -9,6 +9,10 @@ mod common {
     pub mod tls;
 }
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
 use common::h2::{
     ACK, CONNECT_PROTOCOL, CONTINUATION, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, H2, HEADERS, PING,
     PREFACE, PRIORITY, PUSH_PROMISE, RST_STREAM, SETTINGS, WINDOW, WINDOW_UPDATE, block, connect, frame, get,
@@ -125,6 +129,73 @@ fn other_requests_are_answered_as_over_http_1() {
     // A WebSocket of a handler that does not exist.
     let stream = h2.begin(&connect("/nothing"), 0);
     assert_eq!(h2.next(stream).unwrap().status(), 404);
+}
+
+#[test]
+fn programs_get_the_body_before_they_answer_and_their_output_is_not_chunked() {
+    let (dir, authority) = prepare(&[]);
+    let (root, mode) = (dir.path().join("www"), |path: &Path, mode| {
+        std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    });
+    std::fs::create_dir_all(root.join("cgi")).unwrap();
+    mode(dir.path(), 0o755);
+    let program = root.join("cgi/read");
+    let text =
+        "read line\nprintf 'Content-Type: text/plain\\n\\n'\necho \"got $line\"\nsleep 0.3\necho more\n";
+    std::fs::write(&program, format!("#!/bin/sh\n{text}")).unwrap();
+    mode(&program, 0o755);
+    let mut options = vec!["-d", root.to_str().unwrap(), "-x", "/cgi"];
+    if nix::unistd::geteuid().is_root() {
+        options.extend(["-o", "cgi_user=nobody"]);
+    }
+    let server = start(&dir, &options);
+    let mut h2 = H2::open(&Client::of(&authority).alpn("h2"), port(&server));
+    let body = |h2: &mut H2, stream| {
+        let mut body = Vec::new();
+        loop {
+            let frame = h2.next(stream).unwrap();
+            assert_eq!(frame.kind, DATA, "{frame:?}");
+            body.extend(&frame.payload);
+            if frame.flags & END_STREAM != 0 {
+                return String::from_utf8(body).unwrap();
+            }
+        }
+    };
+    let head = |method, more: &[(&'static str, &'static str)]| {
+        let first =
+            [(":method", method), (":scheme", "https"), (":authority", "localhost"), (":path", "/cgi/read")];
+        block(&[&first, more].concat())
+    };
+    for expect in [&[][..], &[("expect", "100-continue")]] {
+        let stream = h2.begin(&head("POST", &[&[("content-length", "6")], expect].concat()), 0);
+        if !expect.is_empty() {
+            assert_eq!(h2.next(stream).unwrap().status(), 100);
+        }
+        h2.send(&frame(DATA, 0, stream, b"hel"));
+        h2.send(&frame(DATA, END_STREAM, stream, b"lo\n"));
+        assert_eq!(h2.next(stream).unwrap().status(), 200);
+        assert_eq!(body(&mut h2, stream), "got hello\nmore\n");
+    }
+    // The end of the request is not that of the client.
+    let stream = h2.begin(&head("GET", &[]), END_STREAM);
+    assert_eq!(h2.next(stream).unwrap().status(), 200);
+    assert_eq!(body(&mut h2, stream), "got \nmore\n");
+}
+
+#[test]
+fn a_stream_that_only_the_worker_ends_is_over() {
+    let setup = Setup::new(&[]);
+    let mut h2 = setup.open();
+    let stream = h2.websocket("/echo");
+    h2.send(&frame(DATA, 0, stream, &ws(8, &[3, 232])));
+    // The client has not ended it.
+    let reset = loop {
+        let frame = h2.next(stream).unwrap();
+        if frame.kind != DATA {
+            break frame;
+        }
+    };
+    assert_eq!((reset.kind, reset.code()), (RST_STREAM, NO_ERROR));
 }
 
 #[test]

@@ -49,7 +49,12 @@ impl Frame {
         match self.payload[0] {
             first @ 0x88..=0x8e => [200, 204, 206, 304, 400, 404, 500][usize::from(first - 0x88)],
             0x48 | 0x08 => {
-                let mut bits = u32::from_be_bytes([self.payload[2], self.payload[3], self.payload[4], 0]);
+                let mut bits = u32::from_be_bytes([
+                    self.payload[2],
+                    self.payload[3],
+                    self.payload.get(4).copied().unwrap_or(0),
+                    0,
+                ]);
                 let mut status = 0;
                 for _ in 0..3 {
                     let (digit, size) = match bits >> 27 {

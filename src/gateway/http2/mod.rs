@@ -3,6 +3,7 @@
 //! the socket pair and in the worker's queue.
 
 mod body;
+mod chunks;
 mod request;
 mod response;
 mod stream;

@@ -16,8 +16,12 @@ pub struct Answer {
     pub response: Response<()>,
     /// Whether it opens the WebSocket (101).
     pub is_switching: bool,
+    /// Whether another response follows (1xx, except 101).
+    pub is_interim: bool,
     /// Its Content-Length.
     pub length: Option<u64>,
+    /// Whether its content is chunked; HTTP/2 has frames instead (RFC 9113 section 8.1).
+    pub is_chunked: bool,
     /// Bytes of the head in the input.
     pub consumed: usize,
 }
@@ -38,6 +42,7 @@ pub fn parse(input: &[u8], accept: Option<&[u8]>) -> Result<Option<Answer>, BadA
     };
     let status = parsed.code.ok_or(BadAnswer)?;
     let is_switching = status == 101;
+    let is_interim = (100..200).contains(&status) && !is_switching;
     let find = |name: &str| {
         parsed.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name)).map(|header| header.value)
     };
@@ -45,6 +50,11 @@ pub fn parse(input: &[u8], accept: Option<&[u8]>) -> Result<Option<Answer>, BadA
         return Err(BadAnswer);
     }
     let length = find("content-length").and_then(|value| str::from_utf8(value).ok()?.trim().parse().ok());
+    let is_chunked = match find("transfer-encoding") {
+        None => false,
+        Some(coding) if coding.eq_ignore_ascii_case(b"chunked") => true,
+        Some(_) => return Err(BadAnswer),
+    };
     let mut response = Response::new(());
     // RFC 8441 section 5: 200 opens the WebSocket.
     let status = if is_switching { 200 } else { status };
@@ -57,7 +67,7 @@ pub fn parse(input: &[u8], accept: Option<&[u8]>) -> Result<Option<Answer>, BadA
         let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| BadAnswer)?;
         response.headers_mut().append(name, HeaderValue::from_bytes(header.value).map_err(|_| BadAnswer)?);
     }
-    Ok(Some(Answer { response, is_switching, length, consumed }))
+    Ok(Some(Answer { response, is_switching, is_interim, length, is_chunked, consumed }))
 }
 
 #[cfg(test)]
@@ -88,6 +98,13 @@ mod tests {
         for cut in 0..answer.consumed {
             assert!(parse(&input[..cut], None).unwrap().is_none(), "{cut}");
         }
+        let interim = parse(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n", None).unwrap().unwrap();
+        assert!(interim.is_interim && interim.consumed == 25);
+        let chunked = |coding| {
+            let input = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: {coding}\r\n\r\n");
+            parse(input.as_bytes(), None).map(|answer| answer.unwrap().is_chunked)
+        };
+        assert!(chunked("chunked").unwrap() && chunked("gzip, chunked").is_err());
         assert!(parse(b"nonsense\r\n\r\n", None).is_err());
         assert!(parse(&vec![b'H'; MAX_HEAD], None).is_err());
     }

@@ -12,13 +12,14 @@ use http::{Method, Response};
 use tokio::time::timeout;
 
 use super::Connection;
-use super::body::{Body, End};
+use super::body::{Body, End, Inward};
+use super::chunks::Chunks;
 use super::request::Request;
 use super::response::{self, Answer};
 use crate::gateway::socket::Socket;
 use crate::http as pages;
 
-/// Time for a worker to respond beyond `handshake_timeout`, which it applies itself.
+/// Time for a worker or a CGI program to respond beyond their own limits.
 const TIMEOUT: Duration = Duration::from_secs(5);
 const WORKER_EXITED: Failure = Failure::Refused(502, "the worker exited");
 
@@ -37,8 +38,8 @@ pub async fn serve(
     mut respond: SendResponse<Bytes>,
 ) {
     let (parts, receive) = request.into_parts();
-    let asked = ask(&connection, &parts, &receive, &mut respond).await;
-    let (worker, answer, rest) = match asked {
+    let asked = ask(&connection, &parts, receive, &mut respond).await;
+    let (worker, inward, answer, rest) = match asked {
         Ok(asked) => asked,
         Err(Failure::Reset) => return connection.count_reset(),
         Err(Failure::Refused(status, why)) => {
@@ -47,7 +48,7 @@ pub async fn serve(
         }
     };
     connection.count_answer();
-    let Answer { response, is_switching, length, .. } = answer;
+    let Answer { response, is_switching, is_chunked, length, .. } = answer;
     let has_no_body = parts.method == Method::HEAD || matches!(response.status().as_u16(), 204 | 304);
     let left = match (is_switching, has_no_body) {
         (true, _) => None,
@@ -58,17 +59,21 @@ pub async fn serve(
     if left == Some(0) {
         return;
     }
-    let end = if is_switching { End::OfBoth } else { End::OfResponse(left) };
-    Body::new(worker, receive, send, rest, end).run().await;
+    let end = match (is_switching, is_chunked) {
+        (true, _) => End::OfBoth,
+        (false, true) => End::OfChunks(Chunks::START),
+        (false, false) => End::OfResponse(left),
+    };
+    Body::new(worker, inward, send, rest, end).run().await;
 }
 
 /// Sends the request to a worker, and waits for the head of the response. Returns it, and the bytes received after it.
 async fn ask(
     connection: &Connection,
     parts: &http::request::Parts,
-    receive: &RecvStream,
+    receive: RecvStream,
     respond: &mut SendResponse<Bytes>,
-) -> Result<(Socket, Answer, Vec<u8>), Failure> {
+) -> Result<(Socket, Inward, Answer, Vec<u8>), Failure> {
     let refused = |(status, why)| Failure::Refused(status, why);
     let request = Request::new(parts, !receive.is_end_stream()).map_err(refused)?;
     if request.head.len() > connection.server.config.head.bytes.saturating_add(1024) {
@@ -81,24 +86,45 @@ async fn ask(
         Failure::Refused(503, "no worker is available")
     })?;
     worker.write_all(&request.head).await.map_err(|_| WORKER_EXITED)?;
-    let limit = server.config.handshake_timeout + TIMEOUT;
-    let answered = timeout(limit, answer(&worker, request.accept, respond)).await;
+    let is_websocket = request.accept.is_some();
+    let program = server.config.cgi.as_ref().filter(|_| !is_websocket).map(|cgi| cgi.lifetime);
+    let limit = server.config.handshake_timeout.saturating_add(program.unwrap_or_default()) + TIMEOUT;
+    let mut inward = Inward::new(receive, is_websocket);
+    let answered = timeout(limit, answer(&worker, &mut inward, request.accept, respond)).await;
     let (answer, rest) =
         answered.unwrap_or(Err(Failure::Refused(504, "the worker did not respond in time")))?;
-    Ok((worker, answer, rest))
+    Ok((worker, inward, answer, rest))
 }
 
+/// Waits for the head of the response. A CGI program may read the whole body of the request before; a WebSocket begins
+/// only after it.
 async fn answer(
     worker: &Socket,
+    inward: &mut Inward,
     accept: Option<[u8; 28]>,
     respond: &mut SendResponse<Bytes>,
 ) -> Result<(Answer, Vec<u8>), Failure> {
     let accept = accept.as_ref().map(<[u8; 28]>::as_slice);
     let (mut head, mut buffer) = (Vec::new(), [0; 4096]);
     loop {
+        let bad = |_| Failure::Refused(502, "malformed response of the worker");
+        if let Some(answer) = response::parse(&head, accept).map_err(bad)? {
+            let rest = head.split_off(answer.consumed);
+            if !answer.is_interim {
+                return Ok((answer, rest));
+            }
+            respond.send_informational(answer.response).map_err(|_| Failure::Reset)?;
+            head = rest;
+            continue;
+        }
         let read = poll_fn(|cx| {
             if respond.poll_reset(cx).is_ready() {
                 return Poll::Ready(Err(Failure::Reset));
+            }
+            while accept.is_none()
+                && let Poll::Ready(result) = inward.poll(worker, cx)
+            {
+                result.map_err(|_| Failure::Reset)?;
             }
             worker.poll_read(cx, &mut buffer).map_err(|_| WORKER_EXITED)
         });
@@ -107,11 +133,6 @@ async fn answer(
             return Err(WORKER_EXITED);
         }
         head.extend_from_slice(buffer.get(..count).unwrap_or_default());
-        let bad = |_| Failure::Refused(502, "malformed response of the worker");
-        if let Some(answer) = response::parse(&head, accept).map_err(bad)? {
-            let rest = head.split_off(answer.consumed);
-            return Ok((answer, rest));
-        }
     }
 }
 
