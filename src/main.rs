@@ -59,6 +59,11 @@ fn serve(
     invocation: Invocation,
     read: impl Fn() -> Result<Command, cli::Error> + 'static,
 ) -> Exit {
+    if let Some(file) = config.file.as_ref().filter(|file| config.daemon.detach && file.is_relative()) {
+        // It is read again in `/`.
+        let why = format!("--config {}: expected an absolute path, since daemon is set", file.display());
+        return failed(Exit::Config, &why);
+    }
     let predecessor = Predecessor::from_environment();
     let notify = Notify::from_environment();
     let sockets = match listen_fds::take() {
