@@ -43,7 +43,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("settings", &["auth", "proto"]),
-    ("ctl", &["fleet::sockets::datagram"]),
+    ("ctl", &["fleet::sockets::datagram", "proto::ws::close"]),
     ("auth", &["proto::http1::head"]),
     ("config", &["auth", "cgi::Cgi", "proto", "fleet::sockets::listener"]),
     ("exit.rs", &[]),

@@ -10,7 +10,7 @@ use crate::ctl::arrange::Key;
 use crate::ctl::filter::{Filter, Peer};
 use crate::ctl::publish::Payload;
 use crate::ctl::record::{MAX_FILE, MAX_MESSAGE, Target};
-use crate::ctl::request::{Change, Id, Request, Switch};
+use crate::ctl::request::{CLOSE_CODE, Change, Id, Request, Switch};
 use crate::ctl::{Order, Show};
 use crate::log::Level;
 use crate::proto::ws::close;
@@ -266,7 +266,7 @@ fn message_size(text: &str) -> Result<u32, String> {
 
 fn close_code(text: &str) -> Result<u16, String> {
     let code = text.parse().ok().filter(|code| close::may_travel(*code));
-    code.ok_or_else(|| "expected a close code that may be sent: 1000-1003, 1007-1014 or 3000-4999".to_owned())
+    code.ok_or_else(|| CLOSE_CODE.to_owned())
 }
 
 fn switch(text: &str) -> Result<Switch, String> {

@@ -4,14 +4,19 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::filter::{Filter, Peer};
 use super::publish::Payload;
 use crate::log::Level;
+use crate::proto::ws::close;
 
 /// The longest request, with the end of its line; bytes.
 pub const MAX_BYTES: usize = 96 * 1024;
+
+/// What a code to close with has to be.
+pub const CLOSE_CODE: &str = "expected a close code that may be sent: 1000-1003, 1007-1014 or 3000-4999";
 
 /// A request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,7 +41,7 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Filter::is_empty")]
         filter: Filter,
         /// The code of the Close frame; 1001 unless given.
-        #[serde(default = "going_away")]
+        #[serde(default = "going_away", deserialize_with = "close_code")]
         code: u16,
     },
     /// Record what the connections of a handler receive, into the socket that comes with the line: answered with a
@@ -144,6 +149,11 @@ pub struct Id {
 
 fn going_away() -> u16 {
     1001
+}
+
+fn close_code<'de, D: Deserializer<'de>>(from: D) -> Result<u16, D::Error> {
+    let code = u16::deserialize(from)?;
+    close::may_travel(code).then_some(code).ok_or_else(|| D::Error::custom(CLOSE_CODE))
 }
 
 fn default_pool() -> String {
@@ -356,6 +366,7 @@ mod tests {
             r#"{"command":"close","id":"-1:7"}"#,
             r#"{"command":"close","id":"1:g"}"#,
             r#"{"command":"close","id":"1:7","code":65536}"#,
+            r#"{"command":"close","id":"1:7","code":1005}"#,
             r#"{"command":"close","filter":{"colour":"red"}}"#,
             r#"{"command":"connections","filter":{"peer":"somebody"}}"#,
             r#"{"command":"stop","now":"yes"}"#,
