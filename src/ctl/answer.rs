@@ -5,7 +5,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
 /// The line for a result or an error.
@@ -167,12 +167,18 @@ pub struct Quarantine {
 /// All connections.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Connections<'a> {
-    /// By worker.
+    /// By worker. What is none is passed over: each worker writes its own.
+    #[serde(deserialize_with = "readable")]
     pub connections: Vec<Connection<'a>>,
     /// Connections that are not listed, as there are too many.
     pub left_out: u64,
     /// Workers that have not answered in time, and whose connections are not listed.
     pub silent: Vec<Silent>,
+}
+
+fn readable<'de, 'a, D: Deserializer<'de>>(from: D) -> Result<Vec<Connection<'a>>, D::Error> {
+    let entries = Vec::<Value>::deserialize(from)?;
+    Ok(entries.into_iter().filter_map(|entry| serde_json::from_value(entry).ok()).collect())
 }
 
 /// A connection.
@@ -233,6 +239,18 @@ mod tests {
         for wrong in ["", "{}", "[]", "{\"ok\":true}", "{\"ok\":false}", "{\"ok\":1,\"result\":1}", "junk"] {
             assert_eq!(read(wrong.as_bytes()), None, "{wrong}");
         }
+    }
+
+    /// A handler that has taken its worker over must not hide the connections of others.
+    #[test]
+    fn a_list_is_read_whatever_one_worker_has_written() {
+        let good = json!({
+            "id": "1:1", "worker": "default/0", "peer": null, "phase": "open", "resource": null, "handler": null,
+            "user": null, "protocol": null, "compressed": false, "age": 1.0, "queued": 0,
+        });
+        let list = json!({ "connections": [7, good, {}, null], "left_out": 0, "silent": [] });
+        let list = Connections::deserialize(list).unwrap();
+        assert_eq!(list.connections.iter().map(|entry| &*entry.id).collect::<Vec<_>>(), ["1:1"]);
     }
 
     #[test]
