@@ -19,6 +19,9 @@ use crate::time::Instant;
 
 /// Memory of a kept message besides its payload; bytes.
 const COST: usize = 128;
+/// Maximum bytes queued for one worker beyond [`Limits::queue`], by replies to its requests: more than a worker that
+/// reads them can request meanwhile.
+const REPLIES: usize = 16 * 1024 * 1024;
 /// An unused topic is remembered this many times as long as a message.
 const UNUSED: u32 = 6;
 
@@ -47,6 +50,9 @@ pub enum Breach {
     /// Beyond [`Limits::topics`].
     #[error("subscribed to too many topics")]
     Topics,
+    /// Beyond [`Limits::queue`] and [`REPLIES`].
+    #[error("does not read the replies to its requests")]
+    Unread,
     /// Text must be UTF-8.
     #[error("published text that is not UTF-8")]
     NotUtf8,
@@ -66,6 +72,8 @@ struct Worker {
     reported: u64,
     /// Messages dropped for it and not reported yet, by its number of the topic: how many, and the stamp of the last.
     missed: BTreeMap<u32, (u32, u64)>,
+    /// Topics whose changed number of subscribers was not reported to it, since its queue was full.
+    unreported: HashSet<Rc<str>>,
     /// Everything up to this stamp was sent to it, or reported as missed.
     passed: u64,
 }
@@ -157,6 +165,7 @@ impl Hub {
             taken: 0,
             reported: 0,
             missed: BTreeMap::new(),
+            unreported: HashSet::new(),
             passed: 0,
         };
         self.workers.insert(token, worker);
@@ -193,9 +202,9 @@ impl Hub {
                 self.subscribe(token, topic, ticket, from, key)?;
             }
             Request::Unsubscribe { topic } => {
-                if let Some(key) =
-                    self.workers.get_mut(&token).and_then(|worker| worker.topics.remove(&topic))
-                {
+                let Some(worker) = self.workers.get_mut(&token) else { return Ok(None) };
+                if let Some(key) = worker.topics.remove(&topic) {
+                    worker.unreported.remove(&key);
                     self.leave(token, &key);
                 }
             }
@@ -247,6 +256,9 @@ impl Hub {
         let key = self.own(key);
         let topic = self.topics.entry(Rc::clone(&key)).or_insert_with(|| Topic::new(self.floor));
         let Some(worker) = self.workers.get_mut(&token) else { return Ok(()) };
+        if worker.out.len() > self.limits.queue.saturating_add(REPLIES) {
+            return Err(Breach::Unread);
+        }
         match worker.topics.get(&number) {
             Some(known) if *known == key => {}
             Some(_) => return Err(Breach::Malformed),
@@ -319,16 +331,16 @@ impl Hub {
         self.remove_if_empty(key);
     }
 
-    /// Ends a turn: reports to workers how many of their messages were accepted, and what they missed.
+    /// Ends a turn: reports to workers how many of their messages were accepted, and what they missed. A worker whose
+    /// queue is full gets that later.
     pub fn end_turn(&mut self) {
-        for worker in self.workers.values_mut() {
+        for worker in self.workers.values_mut().filter(|worker| worker.out.len() <= self.limits.queue) {
             if worker.taken != worker.reported {
                 worker.reported = worker.taken;
                 Notice::Taken { count: worker.taken }.append_to(worker.out.tail());
             }
-            if worker.out.len() <= self.limits.queue {
-                worker.report_missed();
-            }
+            worker.report_missed();
+            self.changed_counts.extend(worker.unreported.drain());
         }
     }
 
@@ -338,10 +350,13 @@ impl Hub {
             let Some(topic) = self.topics.get(&key) else { continue };
             let all: u32 = topic.subscribers.iter().fold(0, |all, of| all.saturating_add(of.count));
             for Subscriber { worker, number, count, .. } in &topic.subscribers {
-                if let Some(worker) = self.workers.get_mut(worker) {
-                    let notice = Notice::Others { topic: *number, count: all - (*count).min(all) };
-                    notice.append_to(worker.out.tail());
+                let Some(worker) = self.workers.get_mut(worker) else { continue };
+                if worker.out.len() > self.limits.queue {
+                    worker.unreported.insert(Rc::clone(&key));
+                    continue;
                 }
+                let notice = Notice::Others { topic: *number, count: all - (*count).min(all) };
+                notice.append_to(worker.out.tail());
             }
         }
     }

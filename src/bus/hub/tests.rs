@@ -209,6 +209,35 @@ fn workers_learn_the_number_of_subscribers_of_other_workers() {
 }
 
 #[test]
+fn the_queue_of_a_worker_that_reads_nothing_is_bounded() {
+    let mut hub = hub(2);
+    subscribe(&mut hub, 1, 1, 0);
+    subscribe(&mut hub, 2, 1, 0);
+    while hub.out(2).unwrap().len() <= LIMITS.queue {
+        publish(&mut hub, 1, &[b'x'; 100], 0);
+    }
+    let before = hub.out(2).unwrap().len();
+    for count in 0..100 {
+        send(&mut hub, 1, Request::Count { topic: 5, count }, 0).unwrap();
+        publish(&mut hub, 2, b"y", 0);
+        hub.report_counts();
+        hub.end_turn();
+    }
+    assert_eq!(hub.out(2).unwrap().len(), before);
+    sent(&mut hub, 2);
+    hub.end_turn();
+    hub.report_counts();
+    let late = sent(&mut hub, 2);
+    assert!(
+        late.contains("Taken { count: 100 }") && late.ends_with("Others { topic: 5, count: 99 }"),
+        "{late}"
+    );
+    let again = Request::Subscribe { topic: 5, ticket: 1, from: 0, key: KEY };
+    let refused = (0..REPLIES).find_map(|_| send(&mut hub, 2, again, 0).err());
+    assert_eq!(refused, Some(Breach::Unread));
+}
+
+#[test]
 fn a_message_is_compressed_once_for_all_workers_that_want_the_same_form() {
     const TEA: &[u8] = &[b't'; 100];
     let mut hub = hub(4);
