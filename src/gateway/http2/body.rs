@@ -90,6 +90,8 @@ pub struct Body {
     unsent: Bytes,
     end: End,
     has_worker_ended: bool,
+    /// Something of the worker waits for the peer's windows.
+    is_blocked: bool,
     /// Deadline of the peer's end, or the next check of a stream that waits for the peer's windows.
     timer: Option<Pin<Box<Sleep>>>,
     /// Time for which it has waited for the windows, as of the last check.
@@ -106,8 +108,8 @@ enum Step {
 impl Body {
     /// `rest` followed the head of the worker's response.
     pub fn new(worker: Socket, inward: Inward, send: SendStream<Bytes>, rest: Vec<u8>, end: End) -> Self {
-        let (has_worker_ended, timer, stalled) = (false, None, Duration::ZERO);
-        Self { worker, inward, send, unsent: rest.into(), end, has_worker_ended, timer, stalled }
+        let (has_worker_ended, is_blocked, timer, stalled) = (false, false, None, Duration::ZERO);
+        Self { worker, inward, send, unsent: rest.into(), end, has_worker_ended, is_blocked, timer, stalled }
     }
 
     /// Runs to the end of the stream. An error resets it, so that the peer does not take it for complete. If it is
@@ -149,6 +151,10 @@ impl Body {
     /// After the worker's end: completes the stream at the deadline of the peer's end. Before: fails if the worker has
     /// closed the pair and the peer does not open its windows.
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.has_worker_ended && !self.is_blocked {
+            self.timer = None;
+            return Poll::Pending;
+        }
         loop {
             let time = if self.has_worker_ended { LINGER } else { CHECK };
             let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(time)));
@@ -174,6 +180,7 @@ impl Body {
             ready!(self.worker.poll_readable(cx))?;
         }
         self.send.reserve_capacity(PIECE);
+        self.is_blocked = true;
         let room = loop {
             match ready!(self.send.poll_capacity(cx)) {
                 Some(Ok(0)) => {}
@@ -182,6 +189,7 @@ impl Body {
                 None => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
             }
         };
+        self.is_blocked = false;
         let piece = if self.unsent.is_empty() {
             SCRATCH.with_borrow_mut(|Scratch { buffer, .. }| {
                 let buffer = buffer.get_mut(..room).unwrap_or_default();
