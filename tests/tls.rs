@@ -382,6 +382,21 @@ fn the_port_is_free_soon_after_a_supervisor_was_killed() {
 }
 
 #[test]
+fn a_gateway_that_does_not_respond_is_killed_and_replaced() {
+    let (dir, authority) = set_up();
+    let mut server = start(&dir, &["-o", "worker_timeout=1s", "--metrics", "127.0.0.1:0"]);
+    let stopped = [processes(&server, "gateway")[0], processes(&server, "metrics")[0]];
+    stopped.iter().for_each(|pid| kill(Pid::from_raw(*pid), Signal::SIGSTOP).unwrap());
+    for (pid, name) in stopped.iter().zip(["gateway", "metrics"]) {
+        server.says(&format!("{name}[{pid}] has not responded for "));
+        until("there is another", || processes(&server, name).iter().any(|other| other != pid));
+    }
+    echo(&mut Client::of(&authority).open(port(&server), "/echo").unwrap(), 20);
+    assert_eq!(server.log().matches("has not responded").count(), 2, "{}", server.log());
+    server.stop();
+}
+
+#[test]
 fn a_gateway_uses_the_reopened_log() {
     let (dir, _) = set_up();
     let server = start(&dir, &[]);

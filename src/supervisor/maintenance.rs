@@ -85,6 +85,7 @@ impl Supervisor {
         if due(&mut self.maintenance.tick_at, liveness::INTERVAL) && !self.slots.is_stopping() {
             self.replace_worn(now);
             self.end_sick_workers(now);
+            self.end_sick_auxiliaries(now);
             self.repair_listeners();
             self.look_after_logs();
             self.watch_certificates();
@@ -186,7 +187,7 @@ impl Supervisor {
                 continue;
             };
             if record.is_damaged() {
-                sick.push((pid, slot, ": a handler of its pool has overwritten shared memory".to_owned()));
+                sick.push((pid, ": a handler of its pool has overwritten shared memory".to_owned()));
                 continue;
             }
             let serves = matches!(record.state(), State::Running | State::Stopping)
@@ -198,13 +199,37 @@ impl Supervisor {
                 && let Some(silent) = process.pulse.look(beat, in_handler, limits, now)
                 && !is_traced(pid)
             {
-                sick.push((pid, slot, format!(" has not responded for {silent:?}")));
+                sick.push((pid, format!(" has not responded for {silent:.0?}")));
             }
         }
-        for (pid, slot, why) in sick {
-            log::error!("{}[{pid}]{why}; ending it", self.name(slot));
-            self.processes.get_mut(pid).into_iter().for_each(|process| process.hurry(now, "respond in time"));
+        sick.into_iter().for_each(|(pid, why)| self.end_sick(pid, &why, now));
+    }
+
+    /// Ends auxiliary processes that answer no ping.
+    fn end_sick_auxiliaries(&mut self, now: Instant) {
+        let Some(limits) = self.limits() else { return };
+        let mut sick = Vec::new();
+        for (pid, process) in self.processes.iter_mut() {
+            let is_judged = matches!(process.role, Role::Auxiliary(_) | Role::Leaving(_));
+            let Some(channel) = process.channel.as_ref().filter(|_| is_judged && process.has_no_deadline())
+            else {
+                continue;
+            };
+            let _ = channel.send_command(Command::Ping); // or it has not read many
+            if let Some(silent) = process.pulse.look(process.answered, false, limits, now)
+                && !is_traced(pid)
+            {
+                sick.push((pid, format!(" has not responded for {silent:.0?}")));
+            }
         }
+        sick.into_iter().for_each(|(pid, why)| self.end_sick(pid, &why, now));
+    }
+
+    fn end_sick(&mut self, pid: Pid, why: &str, now: Instant) {
+        let Some(process) = self.processes.get_mut(pid) else { return };
+        process.hurry(now, "respond in time");
+        let (role, slot) = (process.role, process.slot);
+        log::error!("{}[{pid}]{why}; ending it", self.process_name(role, slot));
     }
 }
 

@@ -46,6 +46,8 @@ pub struct Process {
     /// Where its lines of the log come from, if it has no file.
     pub log: Option<LineSource>,
     pub pulse: Pulse,
+    /// Pings that an auxiliary process has answered.
+    pub answered: u64,
     /// How much it may report.
     pub reports: Rate,
     /// It was told to hand its connections over.
@@ -75,7 +77,7 @@ pub struct Late {
 
 impl Process {
     pub fn new(role: Role, slot: Option<usize>, generation: u32, channel: Option<Channel>) -> Self {
-        let (log, pulse, is_retiring, skipped, failure, result) = Default::default();
+        let (log, pulse, answered, is_retiring, skipped, failure, result) = Default::default();
         Self {
             role,
             slot,
@@ -83,6 +85,7 @@ impl Process {
             channel,
             log,
             pulse,
+            answered,
             reports: Rate::new(REPORTS, Duration::from_secs(1)),
             is_retiring,
             skipped,
@@ -117,6 +120,11 @@ impl Process {
     pub fn kill_at(&mut self, deadline: Instant) {
         self.set_deadline(deadline, EXIT);
         self.next = Signal::SIGKILL;
+    }
+
+    /// Whether it has all the time that it wants, and has never been late.
+    pub fn has_no_deadline(&self) -> bool {
+        self.deadline == Instant::NEVER && !self.is_late()
     }
 
     /// Whether it has been late, and got a signal for that.

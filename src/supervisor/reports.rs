@@ -70,6 +70,9 @@ impl Supervisor {
         match report {
             Report::Ready { .. } => self.auxiliaries.on_start(pid, Ok(()), &mut self.processes),
             Report::Failed(why) => self.auxiliaries.on_start(pid, Err(why), &mut self.processes),
+            Report::Alive => {
+                self.processes.get_mut(pid).into_iter().for_each(|process| process.answered += 1)
+            }
             report => self.host.control.on_reply(pid.as_raw(), report),
         }
     }
@@ -129,7 +132,8 @@ impl Supervisor {
             ) => self.host.control.on_reply(pid.as_raw(), report),
             (Report::Topics, _) => self.generation.bus.set_used(),
             (Report::Faulty, Role::Worker) => self.replace_faulty(slot, now),
-            (Report::Faulty | Report::Taken | Report::Born { .. } | Report::Failed(_), _) => {}
+            (Report::Faulty | Report::Taken | Report::Born { .. } | Report::Failed(_) | Report::Alive, _) => {
+            }
         }
     }
 

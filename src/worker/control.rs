@@ -68,7 +68,7 @@ impl Worker {
                     Command::Child { .. } => {
                         log::warn!("the supervisor asked for a fork, but this is not a zygote; ignored")
                     }
-                    Command::Log(_) | Command::LogLevel(_) => {} // the channel sees to them
+                    Command::Log(_) | Command::LogLevel(_) | Command::Ping => {} // the channel sees to them
                     Command::Publish { .. } => {
                         log::warn!("the supervisor asked to publish, but this is not the bus; ignored")
                     }

@@ -77,6 +77,8 @@ pub enum Command {
         #[serde(with = "nanos")]
         begun: Instant,
     },
+    /// Report [`Report::Alive`]. For auxiliary processes: workers have a heartbeat on the scoreboard.
+    Ping,
     /// Close all connections that the filter lets through which is in the file that comes along.
     CloseAll {
         /// To be given back.
@@ -165,6 +167,8 @@ pub enum Report {
     Topics,
     /// It cannot take connections, as the scoreboard says. Said again as long as it is so.
     Faulty,
+    /// The reply to a ping.
+    Alive,
 }
 
 /// An auxiliary process is ready; it has no handlers.
@@ -200,8 +204,8 @@ impl Channel {
         self.send(&command, fds)
     }
 
-    /// The next command and what came with it, those about the log excepted, which are carried out here; None: the
-    /// supervisor is gone. [worker, auxiliary process]
+    /// The next command and what came with it, pings and those about the log excepted, which are carried out here;
+    /// None: the supervisor is gone. [worker, auxiliary process]
     pub fn recv_command(&self) -> io::Result<Option<(Command, Option<OwnedFd>)>> {
         let received = self.recv_command_with(1)?;
         Ok(received.map(|(command, mut fds)| (command, fds.pop())))
@@ -219,6 +223,7 @@ impl Channel {
                         ::log::warn!("cannot reopen the log; keeping the old file: {error}");
                     }
                 }
+                Command::Ping => self.send_report(&Report::Alive)?,
                 command => return Ok(Some((command, fds))),
             }
         }

@@ -88,6 +88,7 @@ A worker has a minute to start in any case.",
         help: "Kill and replace a worker whose event loop hangs for this time outside of handlers (0: never)",
         more: "\
 It was stopped, for example, or hangs in the kernel.
+The same holds for gateways, the bus, and the processes of metrics and CGI programs.
 It is sent SIGTERM, and SIGKILL a second later, unless a debugger is attached.
 Within a callback the time is added to
 .Cm handler_timeout .",

@@ -1,7 +1,8 @@
-//! Which workers hang where no signal reaches them. A worker's event loop beats at least once a second; a handler may
-//! keep it for as long as `handler_timeout`, after which the worker's own watchdog kills it.
+//! Which processes hang where no signal reaches them. A worker's event loop beats at least once a second; a handler may
+//! keep it for as long as `handler_timeout`, after which the worker's own watchdog kills it. An auxiliary process has
+//! answered another ping.
 //!
-//! Time in which the supervisor itself did not run is not held against a worker: the machine may have slept.
+//! Time in which the supervisor itself did not run is not held against a process: the machine may have slept.
 
 use std::time::Duration;
 
