@@ -253,7 +253,18 @@ fn several_listeners() {
     for (name, host) in [("first", "first.test"), ("second", "*.second.test"), ("third", "third.test")] {
         authority.issue(name, &[host]);
     }
+    let open = |path: &std::path::Path| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    let program = dir.path().join("www/cgi/hello");
+    std::fs::create_dir_all(program.parent().unwrap()).unwrap();
+    std::fs::write(&program, "#!/bin/sh\nprintf 'Content-Type: text/plain\\n\\nhello'\n").unwrap();
+    open(dir.path());
+    open(&program);
+    let user = if nix::unistd::geteuid().is_root() { "cgi_user = 'nobody'\n" } else { "" };
     let text = r#"
+        document_root = "DIR/www"
+        cgi_paths = "/cgi"
         certificate = ["DIR/first.pem", "DIR/second.pem", "DIR/third.pem"]
         private_key = ["DIR/first.key", "DIR/second.key", "DIR/third.key"]
         [[listener]]
@@ -270,7 +281,7 @@ fn several_listeners() {
         [[listener]]
         address = "127.0.0.4:0"
     "#;
-    let server = Server::start(&dir, &["-f", &config(&dir, text)]);
+    let server = Server::start(&dir, &["-f", &config(&dir, &[user, text].concat())]);
     let [tls, redirect, h2c, plain] = ports(&server)[..] else { panic!("{}", server.ready) };
     // The certificate is chosen by name; the first is for all others.
     for (host, name) in [("first.test", "first"), ("a.second.test", "second"), ("third.test", "third")] {
@@ -289,12 +300,15 @@ fn several_listeners() {
         let _ = stream.read_to_end(&mut answer);
         String::from_utf8_lossy(&answer).into_owned()
     };
-    let mut stream = Client::of(&authority).at("127.0.0.5").host("first.test").connect(tls).unwrap();
-    let answer = get(&mut stream, "/nothing");
-    assert!(
-        answer.contains("404") && answer.contains("\r\nStrict-Transport-Security: max-age=3600\r\n"),
-        "{answer}"
-    );
+    // Of programs, too.
+    for (path, status) in [("/nothing", " 404 "), ("/cgi/hello", " 200 "), ("/cgi/nothing", " 404 ")] {
+        let mut stream = Client::of(&authority).at("127.0.0.5").host("first.test").connect(tls).unwrap();
+        let answer = get(&mut stream, path);
+        assert!(
+            answer.contains(status) && answer.contains("\r\nStrict-Transport-Security: max-age=3600\r\n"),
+            "{answer}"
+        );
+    }
     let mut stream = TcpStream::connect(("127.0.0.2", redirect)).unwrap();
     let answer = get(&mut stream, "/a?b");
     assert!(

@@ -13,7 +13,7 @@ use crate::fleet::sockets::datagram;
 pub const MAX_BYTES: usize = 160 * 1024;
 
 /// What the worker knows about a request besides its bytes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RequestFacts {
     /// The client's address; none on a Unix socket.
     pub peer: Option<SocketAddr>,
@@ -23,6 +23,12 @@ pub struct RequestFacts {
     pub resource: Option<String>,
     /// When it was sent; ns of the monotonic clock.
     pub at: u64,
+    /// Whether the client speaks TLS, with a gateway.
+    pub is_tls: bool,
+    /// The server's end of the client's connection, if a gateway has that.
+    pub local: Option<SocketAddr>,
+    /// The value of Strict-Transport-Security for the response.
+    pub hsts: Option<String>,
 }
 
 /// A received request.
@@ -75,7 +81,7 @@ mod tests {
         let (client, _other) = UnixStream::pair().unwrap();
         let mut buffer = vec![0; MAX_BYTES];
         for peer in [Some("[2001:db8::1]:443".parse().unwrap()), None] {
-            let facts = RequestFacts { peer, user: Some("ann".to_owned()), resource: None, at: 7 };
+            let facts = RequestFacts { peer, user: Some("ann".to_owned()), at: 7, ..RequestFacts::default() };
             send(ours.as_fd(), client.as_fd(), &facts, b"GET / HTTP/1.1").unwrap();
             let received = receive(theirs.as_fd(), &mut buffer).unwrap();
             assert_eq!((received.facts, &received.read[..]), (facts, &b"GET / HTTP/1.1"[..]));
@@ -86,7 +92,7 @@ mod tests {
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         }
         assert_eq!(receive(theirs.as_fd(), &mut buffer).err().unwrap().kind(), io::ErrorKind::WouldBlock);
-        let facts = RequestFacts { peer: None, user: None, resource: Some("/a".to_owned()), at: 0 };
+        let facts = RequestFacts { resource: Some("/a".to_owned()), ..RequestFacts::default() };
         assert!(send(ours.as_fd(), client.as_fd(), &facts, &[0; MAX_BYTES]).is_err());
     }
 }

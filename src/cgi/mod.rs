@@ -37,6 +37,7 @@ use crate::proto::http1::head::{self, Head, Parsed};
 use crate::time::Instant;
 pub use bounds::Cgi;
 use handover::{Handover, MAX_BYTES};
+use output::with_hsts;
 use program::Program;
 pub use program::covers;
 use relay::{Bounds, End, Relay, Sent};
@@ -159,6 +160,7 @@ impl Shared {
         if is_full {
             // Without waiting: this thread has other requests to receive.
             let response = busy("the maximum number of programs is running");
+            let response = with_hsts(response, facts.hsts.as_deref());
             let is_head = !http::takes_content(&read);
             let response = if is_head { response.without_content() } else { response };
             let sent = Sent { status: response.status(), content: response.content_length() };
@@ -196,7 +198,10 @@ impl Shared {
         let body = read.get(consumed..).unwrap_or_default().to_vec();
         let sent = match self.run(socket, facts, &head, body) {
             Ok(sent) => sent,
-            Err(response) => Some(relay::reply(socket, response, head.method() == "HEAD")),
+            Err(response) => {
+                let response = with_hsts(response, facts.hsts.as_deref());
+                Some(relay::reply(socket, response, head.method() == "HEAD"))
+            }
         };
         self.log(facts, &head, sent, begun);
     }
@@ -231,7 +236,7 @@ impl Shared {
         if expects && (body.len() as u64) < length && socket.send(b"HTTP/1.1 100 Continue\r\n\r\n").is_err() {
             return Ok(None);
         }
-        let local = socket.local_addr().ok().and_then(|local| local.as_socket());
+        let local = facts.local.or_else(|| socket.local_addr().ok()?.as_socket());
         let environment = program.environment(&self.root, head, facts, local);
         let Cgi { timeout: idle, lifetime, output, memory, max_processes: processes, .. } = self.cgi;
         let name = program.name();
@@ -251,7 +256,7 @@ impl Shared {
         body.truncate(usize::try_from(length).unwrap_or(usize::MAX)); // bytes after the body are ignored
         let left = length - body.len() as u64;
         let bounds = Bounds { idle, lifetime, output };
-        let request = (head.method() == "HEAD", head.minor_version());
+        let request = (head.method() == "HEAD", head.minor_version(), facts.hsts.as_deref());
         let relay = Relay::new(&name, socket, child, bounds, (body, left), request);
         let (end, sent) = relay.run(|child| {
             let mut running = lock(&self.running);

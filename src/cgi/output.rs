@@ -10,6 +10,8 @@ use crate::proto::http1::field::{is_token, is_value};
 
 /// Maximum bytes of a program's header.
 pub const MAX_HEADER: usize = 16 * 1024;
+/// RFC 6797 section 6.1.
+const HSTS: &str = "Strict-Transport-Security";
 /// Fields that the server sets, or that concern the connection; omitted.
 const OMITTED: [&str; 6] = ["connection", "keep-alive", "trailer", "transfer-encoding", "upgrade", "date"];
 
@@ -122,8 +124,8 @@ impl OutputHeader {
         }
     }
 
-    /// The head of the response.
-    pub fn response(&self, now: SystemTime, framing: Framing) -> Vec<u8> {
+    /// The head of the response. `hsts` is a Strict-Transport-Security, unless the program has one of its own.
+    pub fn response(&self, now: SystemTime, framing: Framing, hsts: Option<&str>) -> Vec<u8> {
         let length = self.length.map(|length| length.to_string());
         let mut fields: Vec<(&str, &str)> =
             self.fields.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
@@ -133,7 +135,16 @@ impl OutputHeader {
         if framing == Framing::Chunked {
             fields.push(("Transfer-Encoding", "chunked"));
         }
-        Response::streamed(now, self.status, &fields).into_bytes()
+        let has_own = fields.iter().any(|(name, _)| name.eq_ignore_ascii_case(HSTS));
+        with_hsts(Response::streamed(now, self.status, &fields), hsts.filter(|_| !has_own)).into_bytes()
+    }
+}
+
+/// The response with this Strict-Transport-Security, if there is one.
+pub fn with_hsts(response: Response, hsts: Option<&str>) -> Response {
+    match hsts {
+        Some(hsts) => response.with_field(HSTS, hsts),
+        None => response,
     }
 }
 
@@ -186,7 +197,7 @@ mod tests {
     fn head(output: &str, is_head: bool, minor_version: u8) -> String {
         let (header, _) = OutputHeader::parse(output.as_bytes()).unwrap().unwrap();
         let framing = header.framing(is_head, minor_version);
-        let text = String::from_utf8(header.response(UNIX_EPOCH, framing)).unwrap();
+        let text = String::from_utf8(header.response(UNIX_EPOCH, framing, None)).unwrap();
         text.replace(
             "Date: Thu, 01 Jan 1970 00:00:00 GMT\r\nConnection: close\r\nX-Content-Type-Options: nosniff\r\n",
             "",
@@ -235,6 +246,19 @@ mod tests {
             ),
         ] {
             assert_eq!(head(output, is_head, minor), format!("HTTP/1.1 {expected}\r\n"), "{output}");
+        }
+    }
+
+    #[test]
+    fn a_program_may_have_its_own_hsts() {
+        for (output, expected) in [
+            ("Content-Type: a/b\n\n", "Strict-Transport-Security: max-age=7\r\n"),
+            ("Content-Type: a/b\nstrict-transport-security: x\n\n", "strict-transport-security: x\r\n"),
+        ] {
+            let (header, _) = OutputHeader::parse(output.as_bytes()).unwrap().unwrap();
+            let head = header.response(UNIX_EPOCH, Framing::None, Some("max-age=7"));
+            let head = String::from_utf8(head).unwrap();
+            assert!(head.contains(expected) && head.to_lowercase().matches("strict").count() == 1, "{head}");
         }
     }
 

@@ -118,6 +118,9 @@ impl Program {
         set("SCRIPT_FILENAME", self.file.as_os_str());
         set("DOCUMENT_ROOT", root.as_os_str());
         set("PATH", PATH.as_ref());
+        if facts.is_tls {
+            set("HTTPS", "on".as_ref());
+        }
         if !self.path_info.is_empty() {
             set("PATH_INFO", &self.path_info);
             let translated = [root.as_os_str().as_bytes(), self.path_info.as_bytes()].concat();
@@ -127,7 +130,8 @@ impl Program {
         let local_ip = local.map(|local| local.ip().to_canonical().to_string());
         let name = asked.as_ref().map(|asked| asked.host.to_owned()).or(local_ip);
         set("SERVER_NAME", name.unwrap_or_else(|| "localhost".to_owned()).as_ref());
-        let port = asked.and_then(|asked| asked.port).or(local.map(|local| local.port())).unwrap_or(80);
+        let port = asked.and_then(|asked| asked.port).or(local.map(|local| local.port()));
+        let port = port.unwrap_or(if facts.is_tls { 443 } else { 80 });
         set("SERVER_PORT", port.to_string().as_ref());
         if let Some(peer) = facts.peer {
             let ip = peer.ip().to_canonical().to_string();
@@ -273,7 +277,7 @@ mod tests {
              Cookie: b\r\nSec-WebSocket-Protocol: bearer.secret\r\nConnection: close\r\n\r\n",
         );
         let peer = Some("[::ffff:192.0.2.1]:4000".parse().unwrap());
-        let facts = RequestFacts { peer, user: Some("ann".to_owned()), resource: None, at: 0 };
+        let facts = RequestFacts { peer, user: Some("ann".to_owned()), ..RequestFacts::default() };
         let mut all: Vec<String> = program
             .environment(&root, &head, &facts, None)
             .into_iter()
@@ -291,5 +295,28 @@ mod tests {
         );
         let all: Vec<String> = all.into_iter().map(|line| line.replace(' ', "_")).collect();
         assert_eq!(all.join(" "), expected);
+    }
+
+    #[test]
+    fn a_program_learns_of_tls() {
+        let dir = tree();
+        let program = Program::find(dir.path(), &["cgi".into()], "/cgi/a").unwrap();
+        let head = head("GET /cgi/a HTTP/1.1\r\nHost: example.com\r\n\r\n");
+        let of = |is_tls, local: Option<&str>| {
+            let local = local.map(|local| local.parse().unwrap());
+            let all = program.environment(
+                dir.path(),
+                &head,
+                &RequestFacts { is_tls, ..RequestFacts::default() },
+                local,
+            );
+            ["HTTPS", "SERVER_PORT"].map(|wanted| {
+                let found = all.iter().find(|(name, _)| name == wanted);
+                found.map_or(String::new(), |(_, value)| value.to_str().unwrap().to_owned())
+            })
+        };
+        assert_eq!(of(true, None), ["on", "443"]);
+        assert_eq!(of(true, Some("127.0.0.1:8443")), ["on", "8443"]);
+        assert_eq!(of(false, None), ["", "80"]);
     }
 }

@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{SockRef, Socket};
 
 use super::errors::{self, Errors};
-use super::output::{Framing, OutputHeader};
+use super::output::{Framing, OutputHeader, with_hsts};
 use crate::clock;
 use crate::http::{self, Response};
 use crate::time::Instant;
@@ -63,6 +63,8 @@ pub struct Relay<'a> {
     body_left: u64,
     is_head: bool,
     minor_version: u8,
+    /// The Strict-Transport-Security of the response.
+    hsts: Option<&'a str>,
     /// The output until its header is complete.
     start: Vec<u8>,
     /// Known once the header is complete.
@@ -84,7 +86,7 @@ impl<'a> Relay<'a> {
         mut child: Child,
         bounds: Bounds,
         (body, body_left): (Vec<u8>, u64),
-        (is_head, minor_version): (bool, u8),
+        (is_head, minor_version, hsts): (bool, u8, Option<&'a str>),
     ) -> Self {
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let stdin = stdin.filter(|_| !body.is_empty() || body_left > 0); // else end of file
@@ -111,6 +113,7 @@ impl<'a> Relay<'a> {
             body_left,
             is_head,
             minor_version,
+            hsts,
             start,
             framing,
             sent,
@@ -317,7 +320,7 @@ impl<'a> Relay<'a> {
 
     fn begin(&mut self, header: &OutputHeader, taken: usize) {
         let mut framing = header.framing(self.is_head, self.minor_version);
-        self.out = header.response(SystemTime::now(), framing);
+        self.out = header.response(SystemTime::now(), framing, self.hsts);
         let start = std::mem::take(&mut self.start);
         let content = framing.frame(start.get(taken..).unwrap_or_default(), &mut self.out);
         self.sent = Some(Sent { status: header.status(), content: content as u64 });
@@ -337,7 +340,7 @@ impl<'a> Relay<'a> {
     }
 
     fn answer(&mut self, response: Response) {
-        self.sent = Some(reply(self.socket, response, self.is_head));
+        self.sent = Some(reply(self.socket, with_hsts(response, self.hsts), self.is_head));
     }
 
     /// The close that follows resets the connection.

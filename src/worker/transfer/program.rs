@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::AsFd;
 
 use crate::cgi::handover::{self, RequestFacts};
+use crate::fleet::sockets::facts::GatewayFacts;
 use crate::http;
 use crate::worker::crash::signals::uninterrupted;
 use crate::worker::handshake::outcome::Asked;
@@ -16,11 +17,17 @@ impl Transfer {
         let sent = {
             let core = &mut *self.conns.core.borrow_mut();
             let Some((conn, record)) = core.table.both(id) else { return };
+            let gateway = record.facts().and_then(GatewayFacts::from_bytes).unwrap_or_default();
+            let text =
+                |fact: Option<&[u8]>| fact.and_then(|fact| str::from_utf8(fact).ok().map(str::to_owned));
             let facts = RequestFacts {
                 peer: record.peer.address(),
                 user: asked.user.as_ref().map(|user| user.name().to_owned()),
                 resource: asked.resource.clone(),
                 at: self.conns.now().as_nanos(),
+                is_tls: gateway.is_tls,
+                local: text(gateway.local).and_then(|local| local.parse().ok()),
+                hsts: text(gateway.hsts),
             };
             let to = self.cgi.as_ref().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound));
             to.and_then(|to| {
