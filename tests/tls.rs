@@ -739,3 +739,46 @@ fn a_client_that_pauses_gets_all_of_a_file() {
         assert!(end.is_ok() && answer.len() > *size, "{} of {size} bytes: {end:?}", answer.len());
     }
 }
+
+#[test]
+fn a_ticket_does_not_stand_in_for_a_client_certificate() {
+    let (dir, authority) = set_up();
+    authority.issue("client", &[]);
+    let other = Authority::named(dir.path(), "other-ca");
+    other.issue("other", &[]);
+    let text = r#"
+        certificate = "DIR/cert.pem"
+        private_key = "DIR/cert.key"
+        [[listener]]
+        address = "127.0.0.1:0"
+        tls = true
+        [[listener]]
+        address = "127.0.0.2:0"
+        tls = true
+        tls_client_auth = true
+        tls_client_cert_optional = true
+        tls_client_ca = "DIR/other-ca.pem"
+        [[listener]]
+        address = "127.0.0.3:0"
+        tls = true
+        tls_client_auth = true
+        tls_client_ca = "DIR/ca.pem"
+    "#;
+    let server = Server::start(&dir, &["-f", &config(&dir, text)]);
+    let [open, optional, required] = ports(&server)[..] else { panic!("{}", server.ready) };
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let mut clients = [
+            (open, Client::of(&authority)),
+            (optional, Client::of(&authority).at("127.0.0.2").certificate(&other, "other")),
+        ];
+        for (port, client) in clients.each_mut() {
+            *client = std::mem::replace(client, Client::of(&authority)).version(version);
+            echo(&mut client.open(*port, "/echo").unwrap(), 5); // by then the ticket has arrived
+        }
+        for (_, client) in clients {
+            assert!(client.at("127.0.0.3").open(required, "/echo").is_err(), "{version:?}");
+        }
+        let right = Client::of(&authority).at("127.0.0.3").version(version).certificate(&authority, "client");
+        (0..3).for_each(|_| echo(&mut right.open(required, "/echo").unwrap(), 5));
+    }
+}

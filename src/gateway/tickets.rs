@@ -2,10 +2,14 @@
 //! from the private keys, which only gateways have, and a random salt of the running server: no ticket key has to be
 //! shared, and the private keys alone do not decrypt old tickets. A key encrypts for 12 hours, and decrypts for another
 //! 12.
+//!
+//! A resumed session is not asked for a certificate. So the keys also depend on which clients the listener accepts: a
+//! ticket of a listener, or of a time, with other rules is not accepted.
 
 use std::time::SystemTime;
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use ring::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 use ring::hkdf::{HKDF_SHA256, Salt};
 use ring::rand::{SecureRandom, SystemRandom};
 use rustls::server::ProducesTickets;
@@ -18,6 +22,8 @@ const NUMBER: usize = 8;
 /// The tickets of one listener.
 pub struct Tickets {
     secret: ring::hkdf::Prk,
+    /// Digest of the rules for client certificates.
+    client_auth: [u8; SHA256_OUTPUT_LEN],
     random: SystemRandom,
 }
 
@@ -28,14 +34,17 @@ impl std::fmt::Debug for Tickets {
 }
 
 impl Tickets {
-    /// Derives keys from these private keys and the server's salt.
-    pub fn new<'a>(keys: impl Iterator<Item = &'a [u8]>, salt: &[u8]) -> Self {
+    /// Derives keys from these private keys, the rules for client certificates, and the server's salt.
+    pub fn new<'a>(keys: impl Iterator<Item = &'a [u8]>, client_auth: &[u8], salt: &[u8]) -> Self {
         let keys: Vec<u8> = keys.flatten().copied().collect();
-        Self { secret: Salt::new(HKDF_SHA256, salt).extract(&keys), random: SystemRandom::new() }
+        let mut digested = [0; SHA256_OUTPUT_LEN];
+        digested.copy_from_slice(digest(&SHA256, client_auth).as_ref());
+        let secret = Salt::new(HKDF_SHA256, salt).extract(&keys);
+        Self { secret, client_auth: digested, random: SystemRandom::new() }
     }
 
     fn key(&self, period: u64) -> Option<LessSafeKey> {
-        let info = [&b"wshd ticket"[..], &period.to_be_bytes()];
+        let info = [&b"wshd ticket"[..], &period.to_be_bytes(), &self.client_auth];
         let key = self.secret.expand(&info, &AES_256_GCM).ok()?;
         Some(LessSafeKey::new(UnboundKey::from(key)))
     }
@@ -93,7 +102,7 @@ mod tests {
 
     #[test]
     fn processes_with_the_same_keys_accept_a_ticket_for_two_periods() {
-        let new = |keys: &[&[u8]], salt: &[u8]| Tickets::new(keys.iter().copied(), salt);
+        let new = |keys: &[&[u8]], salt: &[u8]| Tickets::new(keys.iter().copied(), b"", salt);
         let one = new(&[b"key 1", b"key 2"], b"salt");
         let other = new(&[b"key 1", b"key 2"], b"salt");
         let ticket = one.encrypt_at(7, b"session").unwrap();
@@ -101,7 +110,9 @@ mod tests {
         assert_eq!(other.decrypt_at(8, &ticket).unwrap(), b"session");
         assert_eq!((other.decrypt_at(9, &ticket), other.decrypt_at(6, &ticket)), (None, None));
         assert_ne!(one.encrypt_at(7, b"session").unwrap(), ticket);
-        for different in [new(&[b"key 1"], b"salt"), new(&[b"key 1", b"key 2"], b"other")] {
+        let others = [&b"key 1"[..], b"key 2"];
+        let other_clients = Tickets::new(others.into_iter(), b"CA", b"salt");
+        for different in [new(&[b"key 1"], b"salt"), new(&others, b"other"), other_clients] {
             assert_eq!(different.decrypt_at(7, &ticket), None);
         }
         for at in 0..ticket.len() {

@@ -42,10 +42,20 @@ impl Acceptor {
         let provider = Arc::new(provider);
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider));
         let builder = builder.with_protocol_versions(versions).map_err(|error| error.to_string())?;
+        // What tickets depend on: a resumed session is not asked for a certificate.
+        let mut rules = Vec::new();
         let builder = match &tls.client_auth {
             None => builder.with_no_client_auth(),
             Some(auth) => {
                 let roots = Arc::new(roots(&auth.ca)?);
+                rules.push(u8::from(auth.is_optional) + 1);
+                for anchor in &roots.roots {
+                    let constraints = anchor.name_constraints.as_deref().unwrap_or_default();
+                    for part in [&*anchor.subject, &*anchor.subject_public_key_info, constraints] {
+                        rules.extend_from_slice(&(part.len() as u64).to_be_bytes());
+                        rules.extend_from_slice(part);
+                    }
+                }
                 let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider);
                 let verifier = if auth.is_optional { verifier.allow_unauthenticated() } else { verifier };
                 let failed = |error| format!("CA file {}: {error}", auth.ca.display());
@@ -60,7 +70,7 @@ impl Acceptor {
         config.send_tls13_tickets = 0;
         if tls.has_tickets {
             let keys = certificates.iter().map(|(_, certificate)| certificate.key.secret_der());
-            config.ticketer = Arc::new(Tickets::new(keys, salt));
+            config.ticketer = Arc::new(Tickets::new(keys, &rules, salt));
             config.send_tls13_tickets = 1;
         }
         Ok(Self { config: Arc::new(config), resolver, expires, first_to_expire })
