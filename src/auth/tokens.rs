@@ -21,8 +21,9 @@ use crate::proto::http1::head::Head;
 const MIN_SECRET: usize = 32;
 /// Tolerated difference between clocks; seconds.
 const LEEWAY: u64 = 30;
-/// Bytes of an uncompressed point of P-256.
-const P256_POINT: usize = 65;
+/// How a public key on P-256 begins (RFC 5480): algorithm, curve and an uncompressed point. Keys on other curves have
+/// the same size.
+const P256_KEY: &str = "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE";
 /// Minimum bytes of an RSA public key in DER: a modulus of 2048 bits and its encoding.
 const RSA_KEY: usize = 265;
 
@@ -181,7 +182,7 @@ fn public_key(pem: &str) -> Result<(DecodingKey, Algorithm), &'static str> {
         };
     }
     match DecodingKey::from_ec_pem(pem.as_bytes()) {
-        Ok(key) if size(&key) == P256_POINT => Ok((key, Algorithm::ES256)),
+        Ok(key) if pem.contains(P256_KEY) => Ok((key, Algorithm::ES256)),
         Ok(_) => Err("expected a key on the curve P-256"),
         Err(_) => Err("expected a PEM public key, RSA or on the curve P-256"),
     }
@@ -407,6 +408,7 @@ mod tests {
             (&b"short\n"[..], "expected a PEM public key, or a secret of at least 32 bytes"),
             (private.as_bytes(), "expected the public key, not the private one"),
             (include_bytes!("testdata/p384.pem"), "expected a key on the curve P-256"),
+            (include_bytes!("testdata/secp256k1.pem"), "expected a key on the curve P-256"),
             (include_bytes!("testdata/rsa1024.pem"), "expected an RSA key of at least 2048 bits"),
             (
                 b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n",
