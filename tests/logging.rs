@@ -533,6 +533,12 @@ fn a_file_that_cannot_be_renamed_is_reported_once() {
     let complaint = "cannot rotate a log file";
     say(&mut client, 30, &"x".repeat(1000));
     until("it is said", || read(&log).contains(complaint));
+    // What is ordered meanwhile is reported all the same.
+    let moved = dir.path().join("moved");
+    fs::rename(dir.path().join("logs"), &moved).unwrap();
+    server.signal(Signal::SIGUSR1);
+    until("it is reported", || read(moved.join("log")).contains("cannot reopen the log: "));
+    fs::rename(&moved, dir.path().join("logs")).unwrap();
     fs::remove_dir_all(path(&dir, "logs/log.1")).unwrap();
     until("it is renamed", || Path::new(&format!("{log}.1")).is_file());
     assert_eq!(read(format!("{log}.1")).matches(complaint).count(), 1);

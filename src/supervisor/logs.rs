@@ -33,22 +33,27 @@ pub(super) struct Files {
 
 impl Supervisor {
     pub(super) fn reopen_logs(&mut self) {
-        self.open_logs("reopen the log", sink::reopen);
+        self.open_logs("reopen the log", true, sink::reopen);
     }
 
     /// Renames the files that have become too large.
     pub(super) fn look_after_logs(&mut self) {
         if LogKind::ALL.into_iter().any(sink::is_rotation_due) {
-            self.open_logs("rotate a log file", sink::rotate);
+            self.open_logs("rotate a log file", false, sink::rotate);
         }
     }
 
-    /// Has a child do what may wait for a disk.
-    fn open_logs(&mut self, what: &str, open: impl Fn(LogKind) -> Result<Option<OwnedFd>, String>) {
+    /// Has a child do what may wait for a disk. `is_ordered`: it is done once, so that a failure is always said.
+    fn open_logs(
+        &mut self,
+        what: &str,
+        is_ordered: bool,
+        open: impl Fn(LogKind) -> Result<Option<OwnedFd>, String>,
+    ) {
         if self.is_out(Errand::OpenLogs) {
-            return self.maintenance.logs.is_wanted = true;
+            return self.maintenance.logs.is_wanted |= is_ordered;
         }
-        let is_known = self.maintenance.logs.is_failing;
+        let is_known = self.maintenance.logs.is_failing && !is_ordered;
         let open_all = |outbox: &Outbox| {
             let (mut kinds, mut opened, mut faults) = (Vec::new(), Vec::new(), Vec::new());
             for kind in LogKind::ALL {
