@@ -987,34 +987,41 @@ fn a_worker_that_no_descriptor_can_be_sent_to_does_not_hold_up_a_replacement() {
 #[test]
 fn a_handler_is_told_of_the_end_of_connections_whose_peers_do_not_answer_a_stop() {
     let dir = Dir::new();
-    dir.handler(
-        "told",
-        r#"
-        #include <ws_handler.h>
-        static int32_t on_open(ws_conn conn)
-        {
-            ws_send_text(conn, "open");
-            return WS_OK;
-        }
-        static void on_message(ws_conn conn, const ws_message *msg) { (void)conn, (void)msg; }
-        static void on_close(ws_conn conn, uint32_t by, uint32_t code)
-        {
-            (void)conn;
-            ws_log(WS_LOG_INFO, "ends by %u with %u", by, code);
-        }
-        static void on_worker_stop(void) { ws_log(WS_LOG_INFO, "stops in good order"); }
-        WS_HANDLER(.on_open = on_open, .on_message = on_message, .on_close = on_close,
-                   .on_worker_stop = on_worker_stop);
-        "#,
-    );
-    let mut server = Server::start(&dir, &["--workers", "1", "-o", "stop_timeout=300ms"]);
-    let url = format!("ws://{}/told", server.address());
-    let mut clients: Vec<_> = (0..3).map(|_| tungstenite::connect(&url).unwrap().0).collect();
+    let handler = |served: &str, member: &str| {
+        format!(
+            r#"
+            #include <ws_handler.h>
+            static int32_t on_open(ws_conn conn)
+            {{
+                ws_send_text(conn, "open");
+                return WS_OK;
+            }}
+            {served}
+            static void on_close(ws_conn conn, uint32_t by, uint32_t code)
+            {{
+                (void)conn;
+                ws_log(WS_LOG_INFO, "ends by %u with %u", by, code);
+            }}
+            static void on_worker_stop(void) {{ ws_log(WS_LOG_INFO, "stops in good order"); }}
+            WS_HANDLER(.on_open = on_open, {member}, .on_close = on_close, .on_worker_stop = on_worker_stop);
+            "#
+        )
+    };
+    let on_message = "static void on_message(ws_conn conn, const ws_message *msg) { (void)conn, (void)msg; }";
+    dir.handler("event", &handler(on_message, ".on_message = on_message"));
+    let transfer = "static int32_t transfer(ws_conn conn)
+        { ws_message msg; while (ws_receive(conn, &msg, -1) > WS_CLOSED); return WS_OK; }";
+    dir.handler("blocking", &handler(transfer, ".transfer_data = transfer"));
+    let mut server = Server::start(&dir, &["--workers", "1", "-o", "stop_timeout=1s"]);
+    let url = |name: &str| format!("ws://{}/{name}", server.address());
+    let names = ["event", "event", "blocking", "blocking"];
+    let mut clients: Vec<_> = names.iter().map(|name| tungstenite::connect(url(name)).unwrap().0).collect();
     clients.iter_mut().for_each(|client| drop(client.read().unwrap()));
     server.signal(Signal::SIGTERM);
     assert_eq!(server.wait().code(), Some(0), "{}", server.log());
-    assert_eq!(logged(&server, "ends by 3 with 1001"), 3, "{}", server.log());
     let log = server.log();
+    assert_eq!(logged(&server, "ends by 3 with 1001"), 4, "{log}");
+    assert_eq!(logged(&server, "stops in good order"), 2, "{log}");
     assert!(log.rfind("ends by 3") < log.find("stops in good order"), "{log}");
 }
 

@@ -13,6 +13,7 @@ use crate::fleet::sockets::control::{Command, Report};
 use crate::proto::ws::close;
 use crate::time::Instant;
 use crate::worker::Worker;
+use crate::worker::base::lifecycle::Stop;
 use crate::worker::conn::listing;
 use crate::worker::conn::table::Phase;
 
@@ -150,8 +151,9 @@ impl Worker {
             Readiness::Closing { until, .. } => until,
             _ => Instant::NEVER,
         };
-        let stop_at = self.conns.now() + self.conns.config.stop_timeout;
-        self.conns.life.stop_at.set(Some(stop_at.min(until)));
+        let now = self.conns.now();
+        let leave_at = (now + self.conns.config.stop_timeout).min(until);
+        self.conns.life.stop.set(Some(Stop::new(now, leave_at)));
         self.conns.life.request_chores();
         self.transfer.empty_inbox();
         // What threads were told WS_OK for goes out before the Close frames.
@@ -171,31 +173,38 @@ impl Worker {
         }
     }
 
+    /// In a stop: ends the connections whose peers have had the time to answer.
+    pub fn cut_late(&self) {
+        if self.conns.life.stop.get().is_some_and(|stop| self.conns.now() >= stop.cut_at) {
+            self.cut_connections();
+        }
+    }
+
+    fn cut_connections(&self) {
+        for id in self.conns.ids() {
+            if self.conns.with_open(id, |_, _| ()).is_some() {
+                self.conns.end(id, WS_BY_HOST, 1006);
+            }
+        }
+    }
+
     /// Whether everything is done, or the stop timeout has expired.
     pub fn may_leave(&self) -> bool {
         let is_empty = || self.conns.len() == 0 && self.session.threads.running() == 0;
-        let Some(at) = self.conns.life.stop_at.get() else {
+        let Some(stop) = self.conns.life.stop.get() else {
             // The one connection of a per-connection process may have come and gone.
             return self.transfer.has_migrated() || self.conns.presence.is_taken() && is_empty();
         };
         // Connections of a crashed worker may still arrive and have to be closed.
         let arriving = self.conns.presence.slot.crash.is_sending();
         self.transfer.empty_inbox();
-        is_empty() && !arriving || self.conns.now() >= at
+        is_empty() && !arriving || self.conns.now() >= stop.leave_at
     }
 
     /// Calls on_close of connections that are left, and on_worker_stop of all handlers.
     pub fn leave(&self) {
         self.transfer.end_migration();
-        let ids = self.conns.ids();
-        for id in ids {
-            // Its peer has not answered in time. A thread would need more.
-            if self.conns.with_open(id, |_, open| open.channel().is_none()) == Some(true) {
-                self.conns.end(id, WS_BY_HOST, 1006);
-            } else {
-                self.conns.log_close(id, WS_BY_HOST, 1006);
-            }
-        }
+        self.cut_connections();
         let (connections, threads) = (self.conns.len(), self.session.threads.running());
         if connections > 0 || threads > 0 {
             log::warn!(

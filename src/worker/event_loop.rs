@@ -110,6 +110,7 @@ impl Worker {
             self.transfer.serve_waiting(),
             self.transfer.send_detached(),
         ];
+        self.cut_late();
         self.conns.trim_memory();
         self.conns.metrics.lane.present().threads.set(self.session.threads.running().into());
         self.session.settle();
@@ -118,7 +119,8 @@ impl Worker {
         traps::check_signals(now);
         let may_leave = self.may_leave();
         let arriving = self.conns.life.is_stopping() && self.conns.presence.slot.crash.is_sending();
-        let others = [self.conns.life.stop_at.get(), arriving.then(|| now + ARRIVING), self.link.due()];
+        let stop = self.conns.life.stop.get().map(|stop| stop.next(now));
+        let others = [stop, arriving.then(|| now + ARRIVING), self.link.due()];
         let next = due.into_iter().chain(others).flatten().min();
         let more = next.is_some() || self.handshakes.has_probes();
         let heartbeat = now + HEARTBEAT;

@@ -129,7 +129,13 @@ the old worker keeps them until they end.",
         default: Is("10s"),
         flag: No,
         help: "Time for workers to close their connections when the server stops",
-        more: "See SIGNALS in\n.Xr wshd 8 .",
+        more: "\
+After three quarters of it those whose peers have not answered are cut;
+the rest is for
+.Fn on_close
+of their handlers.
+See SIGNALS in
+.Xr wshd 8 .",
     },
     Setting {
         name: "drain_before_stop",

@@ -5,11 +5,32 @@ use std::cell::Cell;
 use crate::clock;
 use crate::time::{Instant, TurnStart};
 
+/// The times of a stop.
+#[derive(Clone, Copy)]
+pub struct Stop {
+    /// When connections whose peers have not answered the Close are cut: handlers have the rest of the time for
+    /// on_close. At or before `leave_at`.
+    pub cut_at: Instant,
+    /// When the worker leaves in any case.
+    pub leave_at: Instant,
+}
+
+impl Stop {
+    pub fn new(now: Instant, leave_at: Instant) -> Self {
+        Self { cut_at: now + leave_at.since(now) / 4 * 3, leave_at }
+    }
+
+    /// When its next part is due.
+    pub fn next(self, now: Instant) -> Instant {
+        if now < self.cut_at { self.cut_at } else { self.leave_at }
+    }
+}
+
 /// Of one event loop, which alone uses it.
 pub struct Lifecycle {
     turn: Cell<TurnStart>,
-    /// When to leave, once told to stop.
-    pub stop_at: Cell<Option<Instant>>,
+    /// Once told to stop.
+    pub stop: Cell<Option<Stop>>,
     /// The chores, which no event triggers, are due at the end of this turn.
     has_chores: Cell<bool>,
     /// When they are due in any case.
@@ -19,7 +40,7 @@ pub struct Lifecycle {
 impl Lifecycle {
     pub fn new() -> Self {
         let turn = Cell::new(TurnStart::at(clock::now()));
-        Self { turn, stop_at: Cell::new(None), has_chores: Cell::new(true), chores_at: Cell::default() }
+        Self { turn, stop: Cell::new(None), has_chores: Cell::new(true), chores_at: Cell::default() }
     }
 
     pub fn begin_turn(&self, now: Instant) {
@@ -33,7 +54,7 @@ impl Lifecycle {
     }
 
     pub fn is_stopping(&self) -> bool {
-        self.stop_at.get().is_some()
+        self.stop.get().is_some()
     }
 
     /// The chores are due at the end of this turn: something has changed that they depend on.

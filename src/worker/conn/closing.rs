@@ -174,8 +174,9 @@ impl Conns {
     pub fn set_last_call(&self, id: u64, last_call: LastCall) {
         let handler = self.core.borrow_mut().table.get(id).map_or(NO_HANDLER, |conn| conn.handler);
         let limit = self.settings(handler).limits.close_deadline / 10 * 9;
-        let limit = if self.life.is_stopping() { limit.min(self.config.stop_timeout / 2) } else { limit };
-        let by = self.now() + limit;
+        // In a stop the peer has to answer in what is left.
+        let stop = self.life.stop.get().map_or(limit, |stop| stop.leave_at.since(self.now()) / 2);
+        let by = self.now() + limit.min(stop);
         self.with_open(id, |_, open| open.extra().last_call = Some((last_call, by)));
         self.arm(id);
     }
