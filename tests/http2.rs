@@ -10,6 +10,8 @@ mod common {
 }
 
 use std::fs::Permissions;
+use std::io::Write;
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -216,6 +218,45 @@ fn streams_are_limited_and_logged_like_connections() {
         h2.next(stream).unwrap().status() == 200
     });
     assert_eq!(lines().lines().filter(|line| closed(line)).count(), 1, "{}", lines());
+}
+
+#[test]
+fn handshakes_and_idle_connections_of_an_address_are_limited() {
+    let options =
+        ["gateways=1", "max_connections_per_address=2", "trust_proxy=127.0.0.1", "proxy_protocol=true"];
+    let options: Vec<&str> = options.iter().flat_map(|option| ["-o", option]).collect();
+    let setup = Setup::new(&options);
+    let port = port(&setup.server);
+    let header = |last: u8| format!("PROXY TCP4 192.0.2.{last} 192.0.2.1 5000 443\r\n").into_bytes();
+    let client = |last| setup.client().prelude(&header(last));
+    let is_refused = |last| client(last).connect(port).is_err();
+    let stall = || {
+        let mut socket = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        socket.write_all(&header(7)).unwrap();
+        socket
+    };
+    // The proxy has no limit.
+    let _silent: Vec<TcpStream> = (0..5).map(|_| TcpStream::connect(("127.0.0.1", port)).unwrap()).collect();
+    let stalled = [stall(), stall()];
+    until("a third one is refused", || is_refused(7));
+    setup
+        .server
+        .says("192.0.2.7 was turned away: too many connections from its address wait in this gateway");
+    assert!(!is_refused(8), "another address");
+    drop(stalled);
+    until("there is room again", || !is_refused(7));
+
+    let mut idle = [(); 2].map(|()| H2::open(&client(7), port));
+    until("a third one is refused", || is_refused(7));
+    let [first, second] = idle.each_mut().map(|h2| h2.websocket("/echo"));
+    until("streams count in workers only", || !is_refused(7));
+    let stalled = [stall(), stall()];
+    until("a third one is refused", || is_refused(7));
+    idle[1].echo(second, "still there");
+    idle[0].send(&frame(DATA, END_STREAM, first, &ws(8, &[3, 0xe8])));
+    assert_eq!(idle[0].goaway(), Some(NO_ERROR), "there is no room for an idle connection");
+    drop(stalled);
+    idle[1].echo(second, "still there");
 }
 
 #[test]

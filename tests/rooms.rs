@@ -87,7 +87,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("handlers", &["clock", "fleet::process::proc::is_under_valgrind", "fleet::routes", "ffi", "confine"]),
     ("confine", &[]),
-    ("gateway", &["fleet", "proto", "http"]),
+    ("gateway", &["clock", "fleet", "proto", "http"]),
     ("bus", &["clock", "fleet", "proto::ws", "ctl::topics"]),
     (
         "worker",

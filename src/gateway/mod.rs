@@ -2,6 +2,7 @@
 //! and passes to workers only plain bytes and facts about the connection.
 
 mod certificate;
+mod clients;
 mod http2;
 mod queue;
 mod relay;
@@ -117,8 +118,9 @@ impl Gateway {
     async fn serve(self, channel: &Channel) -> io::Result<()> {
         let Self { config, frontends, queue, counters } = self;
         let (drain, draining) = watch::channel(false);
-        let server = Arc::new(Server::new(Queue::new(queue)?, config, counters, draining));
-        let room = Arc::new(Semaphore::new(max_connections()));
+        let room = max_connections();
+        let server = Arc::new(Server::new(Queue::new(queue)?, config, counters, draining, room));
+        let room = Arc::new(Semaphore::new(room));
         channel.send_report(&AUXILIARY_READY)?;
         let channel = watch(channel, Interest::READABLE)?;
         let (token, mut tokens) = mpsc::channel::<()>(1);

@@ -14,6 +14,7 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use super::certificate;
+use super::clients::{Client, Clients, Refused};
 use super::http2;
 use super::queue::Queue;
 use super::relay::{Relay, poll_receive, poll_send};
@@ -77,6 +78,8 @@ pub struct Server {
     pub counters: &'static GatewayCounters,
     /// True: open no more streams.
     pub draining: watch::Receiver<bool>,
+    /// Who connections are from.
+    pub clients: Arc<Clients>,
     handshakes: Handshakes,
 }
 
@@ -99,23 +102,25 @@ struct Opened {
     session: Box<Session>,
     /// Application data received with the handshake.
     received: Vec<u8>,
-    client: Option<SocketAddr>,
+    client: Client,
     /// The requested server name (SNI).
     name: Option<String>,
 }
 
 impl Server {
-    /// Passes connections to the workers through `queue`.
+    /// Passes connections to the workers through `queue`; `room` for so many at a time.
     pub fn new(
         queue: Queue,
         config: Arc<Config>,
         counters: &'static GatewayCounters,
         draining: watch::Receiver<bool>,
+        room: usize,
     ) -> Self {
-        Self { queue, config, counters, draining, handshakes: Handshakes::default() }
+        let clients = Arc::new(Clients::new(Arc::clone(&config), counters, room.min(HANDSHAKES)));
+        Self { queue, config, counters, draining, clients, handshakes: Handshakes::default() }
     }
 
-    /// Serves a connection in a task of its own, which holds `token`.
+    /// Serves a connection in a task of its own, which holds `token`. Closes it if the client has too many.
     pub fn begin(
         self: &Arc<Self>,
         frontend: &Arc<Frontend>,
@@ -123,6 +128,7 @@ impl Server {
         client: Option<SocketAddr>,
         token: Token,
     ) {
+        let Ok(client) = self.clients.admit(client) else { return };
         let (server, frontend) = (Arc::clone(self), Arc::clone(frontend));
         let number = self.handshakes.next.fetch_add(1, Ordering::Relaxed);
         let task = tokio::spawn(async move {
@@ -151,7 +157,7 @@ impl Server {
         number: u64,
         frontend: &Frontend,
         peer: Socket,
-        mut client: Option<SocketAddr>,
+        mut client: Client,
         token: Token,
     ) -> io::Result<()> {
         let limit = self.config.handshake_timeout;
@@ -161,9 +167,9 @@ impl Server {
                     timeout(limit, self.handshake(tls, frontend.has_proxy_header, peer, client)).await;
                 self.end_handshake(number);
                 let opened =
-                    opened.unwrap_or_else(|_| Err((Failure::Timeout, io::ErrorKind::TimedOut.into())));
+                    opened.unwrap_or_else(|_| Err((Some(Failure::Timeout), io::ErrorKind::TimedOut.into())));
                 let opened = opened.map_err(|(failure, error)| {
-                    self.counters.count_failure(failure);
+                    failure.into_iter().for_each(|failure| self.counters.count_failure(failure));
                     error
                 })?;
                 let Opened { peer, session, received, client, name } = opened;
@@ -194,7 +200,7 @@ impl Server {
                     None => Ok(()),
                     Some(false) => {
                         let facts = GatewayFacts { local: local.as_deref(), ..GatewayFacts::default() };
-                        self.queue.push(peer.into_inner(), client, facts).await
+                        self.queue.push(peer.into_inner(), client.address, facts).await
                     }
                     Some(true) => {
                         let facts = OwnedFacts { local, is_http2: true, ..OwnedFacts::default() };
@@ -215,18 +221,23 @@ impl Server {
         }
     }
 
-    /// Runs the TLS handshake. The error has the failure to count.
+    /// Runs the TLS handshake. The error has the failure to count, unless that is counted already.
     async fn handshake(
         &self,
         tls: &tls::Acceptor,
         has_proxy_header: bool,
         peer: Socket,
-        mut client: Option<SocketAddr>,
-    ) -> Result<Opened, (Failure, io::Error)> {
-        let closed = |error| (Failure::Closed, error);
-        self.read_proxy_header(has_proxy_header, &peer, &mut client).await.map_err(closed)?;
+        mut client: Client,
+    ) -> Result<Opened, (Option<Failure>, io::Error)> {
+        let closed = |error: io::Error| (Some(Failure::Closed), error);
+        let named = self.read_proxy_header(has_proxy_header, &peer, &mut client).await;
+        named.map_err(|error| match error.kind() {
+            io::ErrorKind::QuotaExceeded => (None, error),
+            _ => closed(error),
+        })?;
         let session = Session::new(Arc::clone(&tls.config));
-        let mut session = Box::new(session.map_err(|error| (Failure::Protocol, io::Error::other(error)))?);
+        let mut session =
+            Box::new(session.map_err(|error| (Some(Failure::Protocol), io::Error::other(error)))?);
         let (mut received, mut name) = (Vec::new(), None);
         while !session.is_open() {
             let result = std::future::poll_fn(|cx| {
@@ -241,7 +252,7 @@ impl Server {
             }
             // After an error, this sends the alert.
             let sent = std::future::poll_fn(|cx| poll_send(&peer, &mut session, cx)).await;
-            let is_ended = is_ended.map_err(|error| (failure_of(&error), error))?;
+            let is_ended = is_ended.map_err(|error| (Some(failure_of(&error)), error))?;
             sent.map_err(closed)?;
             if is_ended && !session.is_open() {
                 return Err(closed(io::ErrorKind::UnexpectedEof.into()));
@@ -251,13 +262,8 @@ impl Server {
     }
 
     /// Serves an HTTP/2 connection in a new task, since the task of the handshake needs more memory.
-    fn begin_http2<T>(
-        self: &Arc<Self>,
-        stream: T,
-        client: Option<SocketAddr>,
-        facts: OwnedFacts,
-        token: Token,
-    ) where
+    fn begin_http2<T>(self: &Arc<Self>, stream: T, client: Client, facts: OwnedFacts, token: Token)
+    where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let server = Arc::clone(self);
@@ -275,11 +281,11 @@ impl Server {
         peer: Socket,
         mut session: Box<Session>,
         received: Vec<u8>,
-        client: Option<SocketAddr>,
+        client: Client,
         facts: OwnedFacts,
         token: Token,
     ) -> io::Result<()> {
-        let worker = match self.queue.connect(client, facts.borrow()).await {
+        let worker = match self.queue.connect(client.address, facts.borrow()).await {
             Ok(worker) => worker,
             Err(error) => {
                 self.unavailable(&error);
@@ -306,15 +312,16 @@ impl Server {
         log::warn!("no worker accepted a connection: {error}; dropped");
     }
 
-    /// Reads the PROXY header of a trusted proxy, if the listener expects one.
+    /// Reads the PROXY header of a trusted proxy, if the listener expects one. The client that it names may be refused
+    /// (`QuotaExceeded`).
     async fn read_proxy_header(
         &self,
         is_expected: bool,
         peer: &Socket,
-        client: &mut Option<SocketAddr>,
+        client: &mut Client,
     ) -> io::Result<()> {
         let proxies = &self.config.admission.proxy;
-        if !is_expected || !proxies.trusts(client.map(|client| client.ip())) {
+        if !is_expected || !proxies.trusts(client.address.map(|address| address.ip())) {
             return Ok(());
         }
         let mut buffer = vec![0; PROXY_HEADER];
@@ -323,7 +330,10 @@ impl Server {
             log::warn!("malformed PROXY header from a trusted proxy: {bad}; connection dropped");
             io::Error::from(io::ErrorKind::InvalidData)
         })?;
-        *client = named.or(*client);
+        if named.is_some() {
+            let named = self.clients.admit(named);
+            *client = named.map_err(|Refused| io::Error::from(io::ErrorKind::QuotaExceeded))?;
+        }
         let header = buffer.get_mut(..consumed).unwrap_or_default();
         match peer.read(header).await? {
             count if count == consumed => Ok(()),

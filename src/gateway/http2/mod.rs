@@ -23,6 +23,7 @@ use h2::server::Builder;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Sleep, sleep, timeout};
 
+use super::clients::{Client, Refused};
 use super::server::{OwnedFacts, Server};
 
 /// Maximum concurrent streams of a connection.
@@ -74,12 +75,7 @@ impl Connection {
 }
 
 /// Serves a connection to its end.
-pub async fn serve<T>(
-    server: &Arc<Server>,
-    io: T,
-    client: Option<SocketAddr>,
-    facts: OwnedFacts,
-) -> io::Result<()>
+pub async fn serve<T>(server: &Arc<Server>, io: T, client: Client, facts: OwnedFacts) -> io::Result<()>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -98,14 +94,16 @@ where
     let mut h2 = connected.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?.map_err(failed)?;
     let shared = Arc::new(Connection {
         server: Arc::clone(server),
-        client,
+        client: client.address,
         facts,
         answered: AtomicU32::new(0),
         reset: AtomicU32::new(0),
     });
     let mut draining = server.draining.clone();
     let mut told_to_drain = pin!(async move { draining.wait_for(|is_draining| *is_draining).await.is_ok() });
-    let (mut is_draining, mut idle): (bool, Option<Pin<Box<Sleep>>>) = (false, None);
+    let mut is_draining = false;
+    // While there is no stream: the connection is counted here.
+    let mut idle: Option<(Client, Pin<Box<Sleep>>)> = Some((client, Box::pin(sleep(IDLE))));
     loop {
         let next = poll_fn(|cx| {
             if !is_draining && told_to_drain.as_mut().poll(cx).is_ready() {
@@ -120,7 +118,13 @@ where
             }
             match Arc::strong_count(&shared) {
                 1 => {
-                    let timer = idle.get_or_insert_with(|| Box::pin(sleep(IDLE)));
+                    let (_, timer) = match &mut idle {
+                        Some(idle) => idle,
+                        None => match server.clients.admit_again(shared.client) {
+                            Ok(client) => idle.insert((client, Box::pin(sleep(IDLE)))),
+                            Err(Refused) => return Poll::Ready(Next::Idle),
+                        },
+                    };
                     timer.as_mut().poll(cx).map(|()| Next::Idle)
                 }
                 _ => {

@@ -25,6 +25,10 @@ pub enum Failure {
     Unavailable,
     /// There were too many handshakes at a time.
     Overload,
+    /// Too many connections of its address waited in the gateway.
+    Address,
+    /// Too many new connections of its address in this second.
+    Rate,
 }
 
 /// What all gateways have counted.
