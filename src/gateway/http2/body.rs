@@ -20,15 +20,15 @@ const PIECE: usize = 16 * 1024;
 /// Pieces in one turn, before other streams get theirs.
 const TURN: usize = 16;
 
-/// When the stream is complete.
+/// Where the stream is complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// When both sides have ended: it is a WebSocket.
-    OfBoth,
+    /// When both sides have ended.
+    WebSocket,
     /// At the end of the response: its remaining bytes, if it has a Content-Length.
-    OfResponse(Option<u64>),
-    /// At the end of the chunked response.
-    OfChunks(Chunks),
+    Response(Option<u64>),
+    /// At the end of its last chunk.
+    Chunked(Chunks),
 }
 
 /// From the peer to the worker.
@@ -137,7 +137,7 @@ impl Body {
                 Poll::Ready(result) => result.map(|()| Step::Moved)?,
                 Poll::Pending => Step::Waits,
             };
-            if self.has_worker_ended && (self.inward.has_ended || self.end != End::OfBoth) {
+            if self.has_worker_ended && (self.inward.has_ended || self.end != End::WebSocket) {
                 return Poll::Ready(Ok(()));
             }
             if outward == Step::Waits && inward == Step::Waits {
@@ -209,13 +209,13 @@ impl Body {
         let mut piece = piece.unwrap_or_default();
         let has_ended = piece.is_empty();
         let is_complete = match &mut self.end {
-            End::OfBoth | End::OfResponse(None) => has_ended,
-            End::OfResponse(Some(left)) => {
+            End::WebSocket | End::Response(None) => has_ended,
+            End::Response(Some(left)) => {
                 piece.truncate(usize::try_from(*left).unwrap_or(usize::MAX));
                 *left -= piece.len() as u64;
                 *left == 0
             }
-            End::OfChunks(chunks) => {
+            End::Chunked(chunks) => {
                 let malformed = |_| io::Error::from(io::ErrorKind::InvalidData);
                 piece = chunks.decode(&piece).map_err(malformed)?.into();
                 *chunks == Chunks::Complete

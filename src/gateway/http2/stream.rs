@@ -60,9 +60,9 @@ pub async fn serve(
         return;
     }
     let end = match (is_switching, is_chunked) {
-        (true, _) => End::OfBoth,
-        (false, true) => End::OfChunks(Chunks::START),
-        (false, false) => End::OfResponse(left),
+        (true, _) => End::WebSocket,
+        (false, true) => End::Chunked(Chunks::START),
+        (false, false) => End::Response(left),
     };
     Body::new(worker, inward, send, rest, end).run().await;
 }
