@@ -93,7 +93,7 @@ impl Supervisor {
             return Ok("reload cancelled".into());
         }
         if self.upgrade.policy.is_pending() {
-            self.on_upgrade(upgrade::Event::Cancel(WHY));
+            self.on_upgrade(upgrade::Event::Cancel(WHY.to_owned()));
             return Ok("upgrade cancelled".into());
         }
         if self.rolling.is_reload_wanted {

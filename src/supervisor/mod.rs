@@ -293,7 +293,7 @@ impl Supervisor {
         let until = self.end_of_stop();
         self.shared.scoreboard.bulletin().set_readiness(Readiness::Closing { until, code });
         self.host.notify.stopping(self.stop_time());
-        self.on_upgrade(upgrade_policy::Event::Cancel("the server is told to stop"));
+        self.on_upgrade(upgrade_policy::Event::Cancel("the server is told to stop".to_owned()));
         self.refuse_connections();
         self.abort_rolling("the server is told to stop");
         self.slots.on(event, clock::now());

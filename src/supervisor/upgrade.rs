@@ -2,8 +2,7 @@
 //! which it gets the listening sockets; when its workers are ready it sends back where their inboxes are, and all
 //! connections are handed over to them. What happens when something fails is in `policy::upgrade`.
 //!
-//! From old to new: [`Handed`]. From new to old: the form of entries, and where the inboxes of the workers of the
-//! default pool are.
+//! From old to new: [`Handed`]. From new to old: [`Answer`].
 
 #![allow(unsafe_code)]
 
@@ -15,11 +14,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::signal::SigSet;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
-use nix::unistd::{Pid, execv, getpid};
+use nix::unistd::{AccessFlags, Pid, access, execv, getpid};
 use serde::{Deserialize, Serialize};
 
 use super::bus::Bus;
@@ -114,7 +114,7 @@ impl Predecessor {
     /// Has the old executable hand its connections over to these.
     pub fn take_over<'a>(&self, inboxes: impl Iterator<Item = &'a SocketQueue>) -> io::Result<()> {
         let txs: Vec<_> = inboxes.map(|inbox| inbox.tx.as_fd()).collect();
-        handover::send(self.0.as_fd(), &FORMAT, &txs)
+        handover::send(self.0.as_fd(), &Answer::Ready(FORMAT), &txs)
     }
 }
 
@@ -139,6 +139,16 @@ pub struct Inherited {
     pub queue: Option<SocketQueue>,
     /// Where workers meet the bus.
     pub bus: Option<Bus>,
+}
+
+/// What comes back.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Answer {
+    /// The new executable is ready: the form of entries, followed by the inboxes of the workers of the default pool.
+    Ready(u32),
+    /// It was not executed; why. Said by the child that was to become it.
+    NotExecuted(String),
 }
 
 /// An upgrade from the side of the old executable, and from that of the new one.
@@ -202,32 +212,43 @@ impl Upgrade {
             match self.received.take(channel.as_fd()) {
                 Ok(false) => {}
                 Ok(true) => {
-                    // Another form of entries: connections cannot move there.
-                    let inboxes = std::mem::take(&mut self.received).open::<u32>().ok();
-                    self.txs =
-                        inboxes.filter(|(form, _)| *form == FORMAT).map(|(_, txs)| txs).unwrap_or_default();
+                    self.txs = match std::mem::take(&mut self.received).open() {
+                        Ok((Answer::NotExecuted(why), _)) => return Some(Event::Cancel(why)),
+                        Ok((Answer::Ready(FORMAT), txs)) => txs,
+                        // Another form of entries: connections cannot move there.
+                        _ => Vec::new(),
+                    };
                     return Some(Event::Ready);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+                // Once, if it has ended without reading all: what it has sent follows.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
                 Err(_) => return Some(Event::Closed),
             }
         }
     }
 }
 
-/// In the child: becomes the other program. Returns only when that fails.
-fn replace_image(program: &CString, args: &[CString], fd: OwnedFd, notify: &Notify) -> io::Error {
+/// In the child: becomes the other program. Returns only when that fails: why.
+fn replace_image(program: &CString, args: &[CString], fd: &OwnedFd, notify: &Notify) -> String {
     // SAFETY: the child has one thread, which reads no variable meanwhile.
     unsafe {
         std::env::set_var(VARIABLE, fd.as_raw_fd().to_string());
         notify.variables().iter().for_each(|(name, value)| std::env::set_var(name, value));
     }
     let prepared =
-        SigSet::empty().thread_set_mask().and_then(|()| fcntl(&fd, FcntlArg::F_SETFD(FdFlag::empty())));
+        SigSet::empty().thread_set_mask().and_then(|()| fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())));
     match prepared.and_then(|_| execv(program, args)) {
-        Err(error) => error.into(),
+        Err(Errno::ENOENT) if access(program.as_c_str(), AccessFlags::F_OK).is_ok() => {
+            "cannot be started: its interpreter does not exist".to_owned()
+        }
+        Err(error) => not_started(&error.into()),
         Ok(never) => match never {},
     }
+}
+
+fn not_started(error: &io::Error) -> String {
+    format!("cannot be started: {error}")
 }
 
 impl Supervisor {
@@ -260,11 +281,7 @@ impl Supervisor {
                             self.upgrade.invocation.program.display()
                         );
                     }
-                    Err(error) => {
-                        let program = self.upgrade.invocation.program.display();
-                        let why = format!("{program} cannot be started: {error}");
-                        self.on_upgrade(Event::NotStarted(why));
-                    }
+                    Err(error) => self.on_upgrade(Event::Ended(not_started(&error))),
                 },
                 // Who waits for the one that is under way is told how that ends.
                 Action::Refuse(why) if self.upgrade.policy.is_under_way() => {
@@ -331,8 +348,8 @@ impl Supervisor {
                 Ok(child)
             }
             Forked::Child { .. } => {
-                let error = replace_image(&program, &args, theirs, &self.host.notify);
-                log::error!("{}: {error}", self.upgrade.invocation.program.display());
+                let why = replace_image(&program, &args, &theirs, &self.host.notify);
+                let _ = handover::send(theirs.as_fd(), &Answer::NotExecuted(why), &[]); // else the status tells
                 exit_child(127)
             }
         }

@@ -173,8 +173,10 @@ impl Supervisor {
     /// Collects all children that have ended. What a child said before its end is read first.
     pub(super) fn reap(&mut self) {
         while let Some(pid) = spawn::ended_child() {
-            if self.processes.get(pid).is_none() {
-                self.read_forked();
+            match self.processes.get(pid).map(|process| process.role) {
+                None => self.read_forked(),
+                Some(Role::Successor) => self.read_successor(),
+                _ => {}
             }
             self.read_log(pid, logs::LAST);
             self.read_reports(pid);

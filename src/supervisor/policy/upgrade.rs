@@ -29,18 +29,16 @@ pub enum UpgradeState {
 pub enum Event {
     /// An upgrade is wanted; the reason if it is not possible now.
     Requested(Option<&'static str>),
-    /// The other executable could not be started.
-    NotStarted(String),
     /// Its workers are ready to take connections over.
     Ready,
     /// It has closed its channel, or sent nonsense.
     Closed,
     /// It has not become ready in time, and has been sent SIGTERM.
     Late,
-    /// It has ended; how.
+    /// It has ended; how. Or it could not be started; why.
     Ended(String),
-    /// It is not wanted any more; why.
-    Cancel(&'static str),
+    /// It is not wanted any more, or will not come; why.
+    Cancel(String),
 }
 
 /// Something is to be done, in this order.
@@ -86,7 +84,6 @@ impl UpgradeState {
             (state, Event::Requested(why)) => {
                 (state, vec![Action::Refuse(why.unwrap_or("an upgrade is already under way").to_owned())])
             }
-            (UpgradeState::Starting, Event::NotStarted(why)) => (UpgradeState::Idle, vec![Action::Fail(why)]),
             (UpgradeState::Starting, Event::Ready) => (UpgradeState::Serving, vec![Action::HandOver]),
             (UpgradeState::Starting, Event::Closed) => (UpgradeState::ChannelClosed, vec![Action::Hurry]),
             (UpgradeState::ChannelClosed, Event::Late) => {
@@ -96,7 +93,7 @@ impl UpgradeState {
                 (UpgradeState::Ending, vec![fail("it was not ready in time")])
             }
             (UpgradeState::Starting | UpgradeState::ChannelClosed, Event::Cancel(why)) => {
-                (UpgradeState::Ending, vec![fail(why), Action::End])
+                (UpgradeState::Ending, vec![Action::Fail(why), Action::End])
             }
             (UpgradeState::Starting | UpgradeState::ChannelClosed, Event::Ended(how)) => {
                 (UpgradeState::Idle, vec![Action::Fail(how)])
@@ -113,7 +110,7 @@ impl UpgradeState {
 #[cfg(test)]
 mod tests {
     use super::Action::{End, Fail, HandOver, Hurry, Refuse, Start, TakeBack};
-    use super::Event::{Cancel, Closed, Ended, Late, NotStarted, Ready, Requested};
+    use super::Event::{Cancel, Closed, Ended, Late, Ready, Requested};
     use super::UpgradeState::{ChannelClosed, Ending, Idle, Serving, Starting};
 
     #[test]
@@ -125,26 +122,25 @@ mod tests {
             (Idle, Requested(None), Starting, vec![Start]),
             (Idle, Requested(Some("not now")), Idle, vec![Refuse(text("not now"))]),
             (Idle, Ready, Idle, vec![]),
-            (Idle, Cancel("stop"), Idle, vec![]),
+            (Idle, Cancel(text("stop")), Idle, vec![]),
             (Starting, Requested(None), Starting, under_way()),
-            (Starting, NotStarted(text("no file")), Idle, vec![Fail(text("no file"))]),
             (Starting, Ready, Serving, vec![HandOver]),
             (Starting, Closed, ChannelClosed, vec![Hurry]),
             (ChannelClosed, Late, Ending, vec![Fail(text("it closed its channel before it was ready"))]),
-            (ChannelClosed, Cancel("stop"), Ending, vec![Fail(text("stop")), End]),
+            (ChannelClosed, Cancel(text("stop")), Ending, vec![Fail(text("stop")), End]),
             (ChannelClosed, ended(), Idle, vec![Fail(text("it died"))]),
             (Starting, Late, Ending, vec![Fail(text("it was not ready in time"))]),
-            (Starting, Cancel("stop"), Ending, vec![Fail(text("stop")), End]),
+            (Starting, Cancel(text("stop")), Ending, vec![Fail(text("stop")), End]),
             (Starting, ended(), Idle, vec![Fail(text("it died"))]),
             (Ending, Requested(None), Ending, under_way()),
             (Ending, Ready, Ending, vec![]),
             (Ending, Closed, Ending, vec![]),
             (Ending, Late, Ending, vec![]),
-            (Ending, Cancel("stop"), Ending, vec![]),
+            (Ending, Cancel(text("stop")), Ending, vec![]),
             (Ending, ended(), Idle, vec![]),
             (Serving, Requested(None), Serving, under_way()),
             (Serving, Closed, Serving, vec![]),
-            (Serving, Cancel("stop"), Serving, vec![]),
+            (Serving, Cancel(text("stop")), Serving, vec![]),
             (Serving, ended(), Idle, vec![TakeBack(text("it died"))]),
         ];
         for (before, event, after, actions) in table {
