@@ -10,10 +10,12 @@ mod common {
 }
 
 use std::fs::Permissions;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use common::h2::{
     ACK, CONNECT_PROTOCOL, CONTINUATION, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, H2, HEADERS, PING,
@@ -21,7 +23,7 @@ use common::h2::{
     ws,
 };
 use common::server::{Dir, Server, is_alive, until};
-use common::tls::{Authority, Client, echo, port, prepare, processes, start, start_copy, upgrade};
+use common::tls::{Authority, Client, echo, options, port, prepare, processes, start, start_copy, upgrade};
 use nix::sys::signal::Signal;
 
 const NO_ERROR: u32 = 0;
@@ -257,6 +259,73 @@ fn handshakes_and_idle_connections_of_an_address_are_limited() {
     assert_eq!(idle[0].goaway(), Some(NO_ERROR), "there is no room for an idle connection");
     drop(stalled);
     idle[1].echo(second, "still there");
+}
+
+#[test]
+fn a_stream_for_which_the_gateway_has_no_room_is_refused() {
+    let (dir, authority) = prepare(&["echo"]);
+    let log = dir.path().join("log");
+    let mut command = Command::new("prlimit");
+    command.args(["--nofile=200", env!("CARGO_BIN_EXE_wshd"), "-p", "0", "--workers", "1", "-l"]);
+    command.arg(&log).arg("-w").arg(dir.path());
+    command.args(options(&dir, &["-o", "gateways=1"])).stdin(Stdio::null());
+    let server = Server::launch(command, log).when_ready();
+    let mut h2 = H2::open(&Client::of(&authority).alpn("h2"), port(&server));
+    let mut streams = Vec::new();
+    loop {
+        let stream = h2.begin(&connect("/echo"), 0);
+        match h2.next(stream).unwrap().status() {
+            200 => streams.push(stream),
+            status => break assert_eq!(status, 503, "after {} streams", streams.len()),
+        }
+    }
+    // (200 - 64) / 3 permits; the connection has one, and the next one that is accepted.
+    assert_eq!(streams.len(), 43);
+    for _ in 0..20 {
+        let stream = h2.begin(&connect("/echo"), 0);
+        assert_ne!(h2.next(stream).unwrap().status(), 200);
+    }
+    server.says("a connection was refused: the gateway has no room for a stream; raise RLIMIT_NOFILE");
+    assert!(server.log().matches("no room for a stream").count() < 10, "{}", server.log());
+    echo(&mut Client::of(&authority).open(port(&server), "/echo").unwrap(), 10);
+    streams.iter().for_each(|stream| h2.echo(*stream, "still there"));
+    h2.send(&frame(DATA, END_STREAM, streams[0], &ws(8, &[3, 0xe8])));
+    until("there is room again", || {
+        let stream = h2.begin(&connect("/echo"), 0);
+        h2.next(stream).unwrap().status() == 200
+    });
+}
+
+#[test]
+fn without_descriptors_a_gateway_refuses_and_the_client_can_read_that() {
+    let setup = Setup::new(&["-o", "gateways=1"]);
+    let mut h2 = setup.open();
+    let stream = h2.websocket("/echo");
+    let gateway = processes(&setup.server, "gateway")[0];
+    let limit = |soft: u32| {
+        let args = [format!("--pid={gateway}"), format!("--nofile={soft}:")];
+        assert!(Command::new("prlimit").args(args).status().unwrap().success());
+    };
+    // One descriptor is left.
+    let is_free = |number: &u32| !Path::new(&format!("/proc/{gateway}/fd/{number}")).exists();
+    limit((0..).find(is_free).unwrap() + 1);
+    let refused = h2.begin(&connect("/echo"), 0);
+    assert_eq!(h2.next(refused).unwrap().status(), 503);
+    setup.server.says("a connection was refused: cannot create a socket pair");
+    let mut tls = Client::of(&setup.authority).connect(port(&setup.server)).unwrap();
+    let mut response = String::new();
+    tls.read_to_string(&mut response).unwrap();
+    assert!(response.starts_with("HTTP/1.1 503 "), "{response}");
+    // What the client still sends does not reset the connection.
+    tls.sock.write_all(b"late").unwrap();
+    assert_eq!(tls.sock.read(&mut [0]).unwrap(), 0, "FIN");
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(tls.sock.take_error().unwrap().is_none());
+    tls.sock.write_all(b"later").unwrap();
+    h2.echo(stream, "still there");
+    limit(1000);
+    let stream = h2.websocket("/echo");
+    h2.echo(stream, "served again");
 }
 
 #[test]

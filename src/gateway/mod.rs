@@ -40,7 +40,7 @@ use crate::fleet::sockets::listener::{Listener, is_of_connection};
 
 /// Descriptors that are not connections: standard streams, listeners, the queue, the channel, epoll, the log.
 const RESERVED: u64 = 64;
-/// Descriptors of a connection: the peer's, ours of the pair, and for a moment the worker's.
+/// Descriptors of a connection or stream, at most: the peer's, ours of the pair, and for a moment the worker's.
 const EACH: u64 = 3;
 /// Delay before another attempt after accept failed, for example for lack of descriptors.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
@@ -118,9 +118,8 @@ impl Gateway {
     async fn serve(self, channel: &Channel) -> io::Result<()> {
         let Self { config, frontends, queue, counters } = self;
         let (drain, draining) = watch::channel(false);
-        let room = max_connections();
-        let server = Arc::new(Server::new(Queue::new(queue)?, config, counters, draining, room));
-        let room = Arc::new(Semaphore::new(room));
+        let room = Arc::new(Semaphore::new(max_connections()));
+        let server = Arc::new(Server::new(Queue::new(queue)?, config, counters, draining, Arc::clone(&room)));
         channel.send_report(&AUXILIARY_READY)?;
         let channel = watch(channel, Interest::READABLE)?;
         let (token, mut tokens) = mpsc::channel::<()>(1);
@@ -185,7 +184,7 @@ async fn next_command(channel: &Watched<&Channel>) -> Option<Command> {
     }
 }
 
-/// Maximum connections: as many as RLIMIT_NOFILE allows, which is raised to its hard limit.
+/// Maximum connections and streams: as many as RLIMIT_NOFILE allows, which is raised to its hard limit.
 fn max_connections() -> usize {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
     let files = match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {

@@ -32,7 +32,9 @@ impl Queue {
 
     /// Opens a socket pair to a worker for this client; returns our end.
     pub async fn connect(&self, client: Option<SocketAddr>, facts: GatewayFacts<'_>) -> io::Result<Socket> {
-        let (ours, theirs) = socket2::Socket::pair(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+        let pair = socket2::Socket::pair(Domain::UNIX, Type::STREAM.nonblocking(), None);
+        let failed = |error| io::Error::other(format!("cannot create a socket pair: {error}"));
+        let (ours, theirs) = pair.map_err(failed)?;
         self.push(theirs.as_fd(), client, facts).await?;
         Socket::new(ours)
     }

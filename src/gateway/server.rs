@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
@@ -22,10 +22,12 @@ use super::session::Session;
 use super::socket::Socket;
 use super::stream::{PlainStream, TlsStream};
 use super::tls;
+use crate::clock;
 use crate::config::Config;
 use crate::fleet::memory::counters::gateway::{Failure, GatewayCounters};
 use crate::fleet::sockets::facts::GatewayFacts;
 use crate::http::{self, Response};
+use crate::log::Limit;
 use crate::proto::http1::head::{self, Parsed};
 use crate::proto::http1::proxy;
 
@@ -35,6 +37,8 @@ const HANDSHAKES: usize = 4096;
 const PROXY_HEADER: usize = 4096;
 /// The connection preface of an HTTP/2 client (RFC 9113 section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Bytes discarded at a time after a response.
+const DISCARDED: usize = 4096;
 /// Time for a client to read a response and close its end.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -80,7 +84,11 @@ pub struct Server {
     pub draining: watch::Receiver<bool>,
     /// Who connections are from.
     pub clients: Arc<Clients>,
+    /// Permits for connections and streams.
+    room: Arc<Semaphore>,
     handshakes: Handshakes,
+    /// Log lines about connections and streams that did not get to a worker.
+    failures: Limit,
 }
 
 /// Handshakes under way, by age.
@@ -108,16 +116,18 @@ struct Opened {
 }
 
 impl Server {
-    /// Passes connections to the workers through `queue`; `room` for so many at a time.
+    /// Passes connections to the workers through `queue`. `room` has all its permits.
     pub fn new(
         queue: Queue,
         config: Arc<Config>,
         counters: &'static GatewayCounters,
         draining: watch::Receiver<bool>,
-        room: usize,
+        room: Arc<Semaphore>,
     ) -> Self {
-        let clients = Arc::new(Clients::new(Arc::clone(&config), counters, room.min(HANDSHAKES)));
-        Self { queue, config, counters, draining, clients, handshakes: Handshakes::default() }
+        let most = room.available_permits().min(HANDSHAKES);
+        let clients = Arc::new(Clients::new(Arc::clone(&config), counters, most));
+        let (handshakes, failures) = (Handshakes::default(), Limit::new(1, Duration::from_secs(1)));
+        Self { queue, config, counters, draining, clients, room, handshakes, failures }
     }
 
     /// Serves a connection in a task of its own, which holds `token`. Closes it if the client has too many.
@@ -293,7 +303,9 @@ impl Server {
                     http::error(503, "no worker is available", &[("Retry-After", "1")]).into_bytes();
                 session.send(&response).and_then(|()| session.send_end()).map_err(io::Error::other)?;
                 let sent = std::future::poll_fn(|cx| poll_send(&peer, &mut session, cx));
-                return timeout(LINGER, sent).await.unwrap_or(Ok(()));
+                timeout(LINGER, sent).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+                end(&peer).await;
+                return Ok(());
             }
         };
         let relay = Relay::new(peer, session, worker, received);
@@ -306,10 +318,18 @@ impl Server {
         Ok(())
     }
 
-    /// Counts and logs that no worker accepted a connection.
+    /// Counts and logs that a connection or stream did not get to a worker.
     pub fn unavailable(&self, error: &io::Error) {
         self.counters.count_failure(Failure::Unavailable);
-        log::warn!("no worker accepted a connection: {error}; dropped");
+        if let Some(left_out) = self.failures.admit(clock::now()) {
+            log::warn!("a connection was refused: {error}{left_out}");
+        }
+    }
+
+    /// A permit for a stream, which takes descriptors like a connection.
+    pub fn admit_stream(&self) -> io::Result<SemaphorePermit<'_>> {
+        let full = |_| io::Error::other("the gateway has no room for a stream; raise RLIMIT_NOFILE");
+        self.room.try_acquire().map_err(full)
     }
 
     /// Reads the PROXY header of a trusted proxy, if the listener expects one. The client that it names may be refused
@@ -352,12 +372,17 @@ impl Server {
         });
         let Some(response) = response.await? else { return Ok(()) };
         peer.write_all(&response.into_bytes()).await?;
-        peer.end();
-        // Closing with unread bytes would reset the connection before the client has read the response.
-        let drain = async { while peer.read(&mut buffer).await.is_ok_and(|count| count > 0) {} };
-        let _ = timeout(LINGER, drain).await;
+        end(peer).await;
         Ok(())
     }
+}
+
+/// Ends a connection after a response. Closing it with unread bytes would reset it before the client has read that.
+async fn end(peer: &Socket) {
+    peer.end();
+    let mut buffer = vec![0; DISCARDED];
+    let drain = async { while peer.read(&mut buffer).await.is_ok_and(|count| count > 0) {} };
+    let _ = timeout(LINGER, drain).await;
 }
 
 fn redirection(head: &head::Head, to: Option<&str>) -> Response {

@@ -1,6 +1,7 @@
 //! Serves one stream: sends its request to a worker, passes the response back, then copies bytes in both directions.
 
 use std::future::poll_fn;
+use std::io;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -38,7 +39,11 @@ pub async fn serve(
     mut respond: SendResponse<Bytes>,
 ) {
     let (parts, receive) = request.into_parts();
-    let asked = ask(&connection, &parts, receive, &mut respond).await;
+    let permit = connection.server.admit_stream();
+    let asked = match &permit {
+        Ok(_) => ask(&connection, &parts, receive, &mut respond).await,
+        Err(error) => Err(unavailable(&connection, error)),
+    };
     let (worker, inward, answer, rest) = match asked {
         Ok(asked) => asked,
         Err(Failure::Reset) => return connection.count_reset(),
@@ -81,10 +86,7 @@ async fn ask(
     }
     let server = &connection.server;
     let worker = server.queue.connect(connection.client, connection.facts.borrow()).await;
-    let worker = worker.map_err(|error| {
-        server.unavailable(&error);
-        Failure::Refused(503, "no worker is available")
-    })?;
+    let worker = worker.map_err(|error| unavailable(connection, &error))?;
     worker.write_all(&request.head).await.map_err(|_| WORKER_EXITED)?;
     let is_websocket = request.accept.is_some();
     let program = server.config.cgi.as_ref().filter(|_| !is_websocket).map(|cgi| cgi.lifetime);
@@ -134,6 +136,11 @@ async fn answer(
         }
         head.extend_from_slice(buffer.get(..count).unwrap_or_default());
     }
+}
+
+fn unavailable(connection: &Connection, error: &io::Error) -> Failure {
+    connection.server.unavailable(error);
+    Failure::Refused(503, "no worker is available")
 }
 
 fn refuse(
