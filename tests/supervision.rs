@@ -427,6 +427,22 @@ fn a_handler_whose_thread_aborts_is_not_loaded_again() {
 }
 
 #[test]
+fn a_thread_that_aborts_between_start_and_service_is_named() {
+    let dir = echo_dir();
+    let work = "static void *work(void *arg) { usleep(300000); abort(); return arg; }\n";
+    let source = bad_start("thread", "pthread_t thread; pthread_create(&thread, 0, work, 0)");
+    dir.handler(
+        "thread",
+        &format!("#include <pthread.h>\n#include <stdlib.h>\n#include <unistd.h>\n{work}{source}"),
+    );
+    // The process that forks those for connections never serves.
+    let config = dir.path().join("wshd.conf");
+    std::fs::write(&config, "[handler.\"/thread\"]\nisolation = \"connection\"\n").unwrap();
+    let server = Server::start(&dir, &["--workers", "1", "--config", config.to_str().unwrap()]);
+    server.says("crashed: SIGABRT in no callback of thread, thread_wsh.so+0x");
+}
+
+#[test]
 fn a_fleet_of_strict_handlers_does_not_start_with_one_that_ends_its_worker() {
     let dir = echo_dir();
     dir.handler("bad", &bad_start("bad", "abort()"));

@@ -71,7 +71,7 @@ use conn::handshake::Registry;
 use conn::recorder::Recorder;
 use crash::report::Collector;
 use crash::rescue::{self, RescueContext};
-use crash::traps;
+use crash::{start, traps};
 use draining::Spread;
 use handshake::Handshakes;
 use handshake::authentication::Logins;
@@ -127,6 +127,7 @@ pub fn run_zygote(start: Start, settle: &zygote::Settle) -> i32 {
         Ok(Some((child, loaded))) => run_loaded(child, loaded),
         Err(error) => {
             log::error!("zygote: {error}");
+            start::forget();
             1
         }
     }
@@ -144,6 +145,7 @@ fn run_loaded(start: Start, loaded: Loaded) -> i32 {
         }
         Err(error) => {
             log::error!("worker: {error}");
+            start::forget();
             1
         }
     }

@@ -95,6 +95,7 @@ pub fn prepare(context: RescueContext) -> io::Result<()> {
 
 /// The worker exits normally: from here on its end is not a crash.
 pub fn dismiss() {
+    start::forget();
     CONTEXT.store(null_mut(), Ordering::Release);
 }
 

@@ -1,5 +1,6 @@
-//! The start of a worker, while handlers are loaded and on_worker_start runs. There is nothing to rescue yet, but a
-//! crash is reported with handler, callback and code; a handler that exceeds its timeout is made to crash.
+//! The start of a worker: handlers are loaded, on_worker_start runs, and until the rescue is prepared the threads that
+//! they have made. There is nothing to rescue yet, but a crash is reported with handler, callback and code; a handler
+//! that exceeds its timeout is made to crash. A zygote, which never has a connection, stays in this state.
 #![allow(unsafe_code)]
 
 use std::ffi::c_int;
@@ -25,6 +26,7 @@ pub struct StartWatch {
     /// The process that this belongs to.
     pid: i32,
     slot: &'static Slot,
+    /// With a list of modules of its own: this process may be listing them while a thread dies.
     collector: Collector,
     control: RawFd,
     /// The files of handlers with their indexes in the routes.
@@ -35,7 +37,7 @@ pub struct StartWatch {
     give_up: AtomicU64,
 }
 
-/// None once the worker has started.
+/// None when it was forgotten, and after a death. Once the rescue is prepared nobody looks.
 static WATCH: AtomicPtr<StartWatch> = AtomicPtr::new(null_mut());
 
 impl StartWatch {
@@ -64,14 +66,12 @@ impl StartWatch {
         self.arm(limit);
     }
 
-    /// All handlers have started.
-    pub fn end(&self) -> &'static Modules {
+    /// All handlers have started, and are listed in `modules`. Their threads are watched until the rescue is prepared.
+    pub fn end(&self, modules: &Modules) {
         self.give_up.store(0, Ordering::Release);
         self.arm(Duration::ZERO);
         self.slot.call.end();
-        WATCH.store(null_mut(), Ordering::Release);
-        self.collector.modules.fill(&self.handlers);
-        self.collector.modules
+        modules.fill(&self.handlers);
     }
 
     fn arm(&self, time: Duration) {
@@ -100,6 +100,11 @@ fn hang_timer() -> io::Result<libc::timer_t> {
     }
 }
 
+/// The process exits in an orderly way: its end is not a crash.
+pub fn forget() {
+    WATCH.store(null_mut(), Ordering::Release);
+}
+
 /// Whether the handler that is starting has had its time. Async-signal-safe.
 pub fn is_over() -> bool {
     // SAFETY: set to what is never freed.
@@ -119,9 +124,13 @@ pub fn note_death(signal: c_int, address: u64, registers: Registers) -> bool {
     }
     watch.collector.modules.fill(&watch.handlers);
     let mut facts = CrashFacts::new((signal, address), (0, 0));
+    let call = watch.slot.call.current().filter(|_| me == pid);
+    // After the last call what lies on the stack of the main thread is stale.
+    let is_host = me == pid && call.is_none();
+    let registers = Registers { stack: if is_host { 0 } else { registers.stack }, ..registers };
     let whose_code = watch.collector.collect(registers, watch.slot.call, None, &mut facts);
     let handler;
-    (handler, facts.callback) = match watch.slot.call.current().filter(|_| me == pid) {
+    (handler, facts.callback) = match call {
         Some((handler, callback, _)) => (Some(handler), callback),
         None => (whose_code, 0), // another thread
     };

@@ -74,6 +74,7 @@ impl Loaded {
         let ours = routes.handlers().iter().zip(0..).filter(|(route, number)| is_ours(*number, route));
         let files = ours.map(|(route, number)| (number, config.inside(&route.file).into_owned())).collect();
         let collector = Collector { modules: Modules::reserve()?, crash_report };
+        let modules = Modules::reserve()?;
         let watch = StartWatch::begin(slot, collector, control, files)?;
         let mut wanted = 0;
         let services = routes.handlers().iter().zip(0..).map(|(route, number)| {
@@ -87,7 +88,7 @@ impl Loaded {
             load(config, route, numbers, |callback| watch.enter(number, callback, limit))
         });
         let services: Vec<_> = services.collect();
-        let modules = watch.end();
+        watch.end(modules);
         posts.set_called(None);
         let loaded = services.iter().flatten().count() as u16;
         Ok(Self {

@@ -16,6 +16,7 @@ use crate::ffi::place::fork_as_server;
 use crate::fleet::memory::scoreboard::State;
 use crate::fleet::sockets::control::{Channel, Command, Report};
 use crate::fleet::sockets::queue::SocketQueue;
+use crate::worker::crash::start;
 use crate::worker::host::handlers::Loaded;
 use crate::worker::process::start::Start;
 
@@ -91,6 +92,7 @@ pub fn serve_forks(mut start: Start, settle: &Settle) -> io::Result<Option<(Star
             Err(error) => return Err(error),
         }
     }
+    start::forget();
     loaded.stop();
     slot.set_state(State::Stopping);
     Ok(None)
