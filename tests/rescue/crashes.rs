@@ -168,3 +168,22 @@ fn each_callback_is_attributed() {
     }
     stop(&mut server);
 }
+
+#[test]
+fn connections_that_have_ended_are_not_lost_in_a_crash() {
+    let (mut server, _dir) = serve(&["crash", "echo"], &[]);
+    let mut stays = Raw::open(&server.address(), "/echo");
+    assert_eq!(stays.ask("here"), "here");
+    // They have their last bytes, and do not close their end.
+    let mut answered = Raw::connect(&server.address());
+    answered.send(b"GET /nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    assert_eq!(answered.answer().status, 404);
+    let mut failed = Raw::open(&server.address(), "/crash");
+    failed.frame(0x8b, b"");
+    failed.expect_close(1002);
+    crash(&server, "/crash", "null");
+    server.says("moved 1 connections, lost 1");
+    assert_eq!(stays.ask("still"), "still");
+    drop((stays, answered, failed));
+    stop(&mut server);
+}

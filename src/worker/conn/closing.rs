@@ -106,6 +106,7 @@ impl Conns {
                 && conn.socket.shutdown(Shutdown::Write).is_ok()
             {
                 record.forget_head(); // it goes with the phase
+                record.leave_alone();
                 conn.phase = Phase::Linger(self.now() + LINGER);
                 conn.clear_pauses();
                 self.watch_conn(id, conn);

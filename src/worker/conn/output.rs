@@ -250,7 +250,8 @@ fn flags_of(conn: &Conn, has_unsent: bool) -> u32 {
                 | if has_unsent { flags::UNSENT } else { 0 }
                 | if channel.is_some() { flags::THREAD } else { 0 }
         }
-        _ => flags::TAKEN,
+        Phase::Linger(_) => 0,
+        Phase::Reply(..) | Phase::Open(_) => flags::TAKEN,
     }
 }
 

@@ -310,8 +310,8 @@ impl Record {
         self.set_flags(flags::TAKEN);
     }
 
-    /// The connection is another process's: a crash leaves it alone.
-    pub fn give_away(&self) {
+    /// A crash leaves the connection alone: it is another process's, or has ended and its peer may still be sending.
+    pub fn leave_alone(&self) {
         self.set_flags(0);
     }
 

@@ -34,7 +34,7 @@ impl Transfer {
                 uninterrupted(|| {
                     handover::send(to.as_fd(), conn.socket.as_fd(), &facts, read)?;
                     // It is the receiver's: a rescue must not send it once more.
-                    record.give_away();
+                    record.leave_alone();
                     Ok(())
                 })
             })

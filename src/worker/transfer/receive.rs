@@ -151,7 +151,7 @@ impl Transfer {
                         record.mark =
                             self.session.admission.take_over(record.peer.address(), record.mark).keep();
                         record.seal();
-                        record.cut();
+                        record.leave_alone();
                     }
                     self.conns.log(id, |log, record, _| log.cut(id, record));
                     self.conns.arm(id);

@@ -415,7 +415,7 @@ impl Transfer {
             shipment.clear();
             for id in ids.iter().filter(|_| sent) {
                 // They are the receiver's: a rescue must not send them once more.
-                core.table.record(*id).inspect(|record| record.give_away());
+                core.table.record(*id).inspect(|record| record.leave_alone());
             }
             sent
         })
