@@ -81,6 +81,11 @@ impl Transfer {
                 .extract_if(.., |detached| detached.to == to && self.is_detached(detached.conn))
                 .map(|detached| detached.conn)
                 .collect();
+            if self.tx_to(to).is_none() {
+                // There is no process any more that takes them: they go on here, as if they had arrived.
+                ids.into_iter().for_each(|id| self.keep(id));
+                continue;
+            }
             self.send_away(&ids, to, usize::MAX);
             // Those for which the inbox has no room.
             left.extend(
