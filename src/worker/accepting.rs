@@ -76,7 +76,8 @@ impl Worker {
                 let config = &self.conns.config;
                 let listener =
                     listener.map_or(&config.listener, |listener| config.listener(listener.asked()));
-                self.handshakes.start_connection(socket, arrival, permit, listener);
+                // One that is refused is closed.
+                _ = self.handshakes.start_connection(socket, arrival, permit, listener);
             }
             Err(refusal) => {
                 self.session.admission.note(refusal, arrival.peer, "");

@@ -9,6 +9,8 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use socket2::Socket;
+
 use crate::config::{Config, HandlerSettings};
 use crate::fleet::memory::addresses::Addresses;
 use crate::fleet::routes::Routes;
@@ -142,28 +144,28 @@ pub struct Conns {
 }
 
 impl Conns {
-    /// Adds a connection, which the scoreboard counts already, to table and poll. `None` if there is no room.
-    pub fn add(&self, conn: Conn) -> Option<u64> {
+    /// Adds a connection, which the scoreboard counts already, to table and poll. An error if there is no room, or,
+    /// with the socket, if that cannot be watched.
+    pub fn add(&self, conn: Conn) -> Result<u64, Option<Socket>> {
         let core = &mut *self.core.borrow_mut();
         let Some(id) = core.table.add(conn) else {
             log::warn!("a connection was dropped: the worker has {} already", self.config.connections);
             self.presence.release();
-            return None;
+            return Err(None);
         };
-        let (conn, record) = core.table.both(id)?;
+        let (conn, record) = core.table.both(id).ok_or(None)?;
         conn.since = self.now().seconds();
         if let Err(error) = self.poll.add_conn(&conn.socket, id, conn.watched) {
-            log::error!("a connection was dropped: cannot watch its socket: {error}");
-            core.table.remove(id);
+            log::error!("a connection was refused: cannot watch its socket: {error}");
             self.presence.release();
-            return None;
+            return Err(core.table.remove(id).map(|conn| conn.socket));
         }
         record.generation = (id >> 32) as u32;
         record.fd = conn.socket.as_raw_fd();
         record.seal();
         record.cut();
         self.access_log.begin(id, self.now());
-        Some(id)
+        Ok(id)
     }
 
     /// Forgets a connection and closes its socket.

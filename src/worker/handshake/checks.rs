@@ -24,7 +24,7 @@ const SHOWN: usize = 100;
 impl Handshakes {
     /// Answers a connection that exceeds a limit.
     pub fn refuse_with_response(&self, socket: Socket, refusal: Refusal) {
-        if let Some(id) = self.add(socket) {
+        if let Ok(id) = self.add(socket) {
             self.conns.reply(id, answer_unread(refusal));
         }
     }

@@ -33,13 +33,14 @@ use crate::worker::session::opening::OpenOptions;
 const FORWARDED: [&str; 4] = ["forwarded", "x-forwarded-for", "x-real-ip", "via"];
 
 impl Handshakes {
+    /// Begins with a connection; an error as that of `Conns::add`.
     pub fn start_connection(
         &self,
         socket: Socket,
         arrival: &Arrival<'_>,
         permit: Permit,
         listener: &ListenerSettings,
-    ) -> Option<u64> {
+    ) -> Result<u64, Option<Socket>> {
         let id = self.add(socket)?;
         if let Some(head) = self.conns.core.borrow_mut().table.get(id).and_then(Conn::head) {
             head.console = listener.console;
@@ -56,15 +57,15 @@ impl Handshakes {
             record.set_flags(flags::TAKEN | flags::FRESH);
         });
         self.conns.arm(id);
-        Some(id)
+        Ok(id)
     }
 
     /// A connection of which nothing is known yet.
-    pub fn add(&self, socket: Socket) -> Option<u64> {
+    pub fn add(&self, socket: Socket) -> Result<u64, Option<Socket>> {
         // Accepted while the worker was told to stop.
         if self.conns.life.is_stopping() {
             self.conns.presence.release();
-            return None;
+            return Err(Some(socket));
         }
         let deadline = self.conns.now() + self.conns.config.handshake_timeout;
         self.conns.add(Conn::new(socket, deadline))

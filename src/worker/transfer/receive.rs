@@ -117,7 +117,17 @@ impl Transfer {
             rescue::turn_away(fd.as_raw_fd(), entry.purpose, entry.unsent);
             return None;
         }
-        let socket = Socket::from(fd);
+        self.take_in(Socket::from(fd), entry).unwrap_or_else(|refused| {
+            // Its socket cannot be watched, or it has come for a handshake while this worker stops.
+            if let Some(socket) = refused {
+                rescue::turn_away(socket.as_raw_fd(), entry.purpose, entry.unsent);
+            }
+            None
+        })
+    }
+
+    /// The same where there is room in the table; an error as that of `Conns::add`.
+    fn take_in(&self, socket: Socket, entry: &Entry) -> Result<Option<(u64, AfterIntake)>, Option<Socket>> {
         let admitted = self.admit(entry.purpose);
         self.conns.metrics.place.moved_in.add_shared(1);
         match entry.purpose {
@@ -133,18 +143,18 @@ impl Transfer {
                 let id = self.handshakes.start_connection(socket, &arrival, permit, &listener)?;
                 if !admitted {
                     self.conns.reply(id, unavailable("this process has its connection already"));
-                    return None;
+                    return Ok(None);
                 }
                 if entry.parts[2].is_empty() {
-                    return None;
+                    return Ok(None);
                 }
                 self.conns.keep_head(id, entry.parts[2].to_vec());
-                Some((id, AfterIntake::Read))
+                Ok(Some((id, AfterIntake::Read)))
             }
             Purpose::Linger => {
                 let mut conn = Conn::new(socket, Instant::NEVER);
                 conn.phase = Phase::Linger(self.conns.now() + LINGER);
-                if let Some(id) = self.conns.add(conn) {
+                if let Ok(id) = self.conns.add(conn) {
                     if let Some(record) = self.conns.core.borrow_mut().table.record(id) {
                         // For the access log. Of one that pointed to more nothing is known.
                         record.import(entry.block, entry.parts);
@@ -156,17 +166,17 @@ impl Transfer {
                     self.conns.log(id, |log, record, _| log.cut(id, record));
                     self.conns.arm(id);
                 }
-                None
+                Ok(None)
             }
             Purpose::Resume => {
-                self.resume_moved(socket, entry).map(|(id, handler)| (id, AfterIntake::Open(handler)))
+                let id = self.conns.add(Conn::new(socket, Instant::NEVER))?;
+                Ok(self.resume_moved(id, entry).map(|handler| (id, AfterIntake::Open(handler))))
             }
         }
     }
 
-    /// Goes on with a WebSocket that another process had.
-    pub fn resume_moved(&self, socket: Socket, entry: &Entry) -> Option<(u64, u16)> {
-        let id = self.conns.add(Conn::new(socket, Instant::NEVER))?;
+    /// Goes on with a WebSocket that another process had; returns its handler if that is to be told.
+    fn resume_moved(&self, id: u64, entry: &Entry) -> Option<u16> {
         let known = {
             let core = &mut *self.conns.core.borrow_mut();
             core.table.record(id).and_then(|record| {
@@ -211,7 +221,7 @@ impl Transfer {
         }
         // From here on it can move again.
         self.conns.flush(id);
-        Some((id, handler))
+        Some(handler)
     }
 
     /// Closes a connection that arrived and that no handler here serves.
