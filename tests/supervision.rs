@@ -708,6 +708,15 @@ fn a_handler_that_crashes_when_its_worker_stops_is_not_started_again() {
     assert_eq!(server.wait().code(), Some(0), "{}", server.log());
     let crashes = logged(&server, " in on_worker_stop of last, ");
     assert!((2..=4).contains(&crashes), "{}", server.log());
+    // So is the parent of a pool with a process for each connection, which serves nobody.
+    let config = dir.path().join("wshd.conf");
+    std::fs::write(&config, "[handler.\"/last\"]\nisolation = \"connection\"\n").unwrap();
+    let mut server = Server::start(&dir, &["--config", config.to_str().unwrap(), "--workers", "1"]);
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.wait().code(), Some(0), "{}", server.log());
+    let log = server.log();
+    let is_it = |line: &str| line.contains("parent last[") && line.ends_with(" in on_worker_stop of last");
+    assert!(log.lines().any(is_it), "{log}");
 }
 
 #[test]
@@ -1042,19 +1051,22 @@ fn a_handler_is_told_of_the_end_of_connections_whose_peers_do_not_answer_a_stop(
 }
 
 #[test]
-fn a_child_that_a_handler_forks_at_the_start_does_not_become_a_worker() {
+fn a_child_that_a_handler_forks_at_the_start_or_end_does_not_become_a_worker() {
     for isolation in ["shared", "connection"] {
         let dir = echo_dir();
-        dir.handler("forks", &bad_start("forks", "if (fork() == 0) return WS_OK"));
+        let source = bad_start("forks", "if (fork() == 0) return WS_OK");
+        let at_stop = "static void stop(void) { start(); }\nWS_HANDLER(.on_worker_stop = stop, ";
+        dir.handler("forks", &source.replace("WS_HANDLER(", at_stop));
         let config = dir.path().join("wshd.conf");
         std::fs::write(&config, format!("[handler.\"/forks\"]\nisolation = \"{isolation}\"\n")).unwrap();
         let mut server = Server::start(&dir, &["--workers", "1", "--config", config.to_str().unwrap()]);
-        server.says("a child of fork() returned from on_worker_start; ended it");
+        server.says("forks: a child of fork() returned from on_worker_start; ended it");
         let (mut client, _) = tungstenite::connect(format!("ws://{}/forks", server.address())).unwrap();
         client.send("served".into()).unwrap();
         drop(client);
         let worker = server.workers()[0];
         until("no child is left", || children(worker).iter().all(|pid| !is_alive(*pid)));
         server.stop();
+        server.says("forks: a child of fork() returned from on_worker_stop; ended it");
     }
 }

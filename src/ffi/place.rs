@@ -284,11 +284,16 @@ pub fn is_strict() -> bool {
 /// Logs that a callback has broken the contract. A strict host then aborts, so that the error is found where it is
 /// made.
 pub fn breach_of_contract(callback: Callback, conn: ws_conn, what: std::fmt::Arguments<'_>) {
-    let name = WORKER.get().map_or("a handler".to_owned(), |worker| worker.handler_name(conn));
+    let name = handler_name(conn);
     // If it aborts, the crash is attributed to that callback.
     let before = enter(callback, conn);
     report_breach(format_args!("{name}: {} of connection {conn:x} {what}", callback.name()));
     leave(before);
+}
+
+/// The name of the handler of this connection; 0: of the one that is called about none.
+pub fn handler_name(conn: ws_conn) -> String {
+    WORKER.get().map_or("a handler".to_owned(), |worker| worker.handler_name(conn))
 }
 
 fn report_breach(what: std::fmt::Arguments<'_>) {
@@ -307,9 +312,7 @@ pub(super) fn note_without_effect(conn: ws_conn, what: std::fmt::Arguments<'_>) 
     static LIMIT: Limit = Limit::new(LINES, INTERVAL);
     let Some(left_out) = LIMIT.admit(clock::now()) else { return };
     let (callback, here) = PLACE.get();
-    let name = WORKER
-        .get()
-        .map_or("a handler".to_owned(), |worker| worker.handler_name(if here != 0 { here } else { conn }));
+    let name = handler_name(if here != 0 { here } else { conn });
     let place = if callback == Callback::None { "outside of callbacks" } else { callback.name() };
     log::warn!("{name}: in {place}: {what} (connection {conn:x}){left_out}");
 }
@@ -319,7 +322,7 @@ pub(super) fn note_without_effect(conn: ws_conn, what: std::fmt::Arguments<'_>) 
 fn breach(function: &str, wanted: &str, conn: ws_conn) {
     let (callback, here) = PLACE.get();
     let about = if here != 0 { here } else { conn };
-    let name = WORKER.get().map_or("a handler".to_owned(), |worker| worker.handler_name(about));
+    let name = handler_name(about);
     let place = match callback {
         Callback::None => "outside of callbacks".to_owned(),
         _ if here == 0 => format!("in {}", callback.name()),
@@ -333,7 +336,7 @@ fn breach(function: &str, wanted: &str, conn: ws_conn) {
 /// Logs a negative result of a callback, and its consequence.
 pub fn note_result(callback: Callback, conn: ws_conn, result: i32, consequence: &str) {
     if result < 0 {
-        let name = WORKER.get().map_or("a handler".to_owned(), |worker| worker.handler_name(conn));
+        let name = handler_name(conn);
         let (callback, error) = (callback.name(), error_name(result));
         log::error!("{name}: {callback} of connection {conn:x} returned {result} ({error}); {consequence}");
     }
@@ -341,7 +344,7 @@ pub fn note_result(callback: Callback, conn: ws_conn, result: i32, consequence: 
 
 /// Logs a positive result that no call in the callback returned.
 pub fn note_wrong_result(callback: Callback, conn: ws_conn, result: i32) {
-    let name = WORKER.get().map_or("a handler".to_owned(), |worker| worker.handler_name(conn));
+    let name = handler_name(conn);
     let callback = callback.name();
     log::error!(
         "{name}: {callback} of connection {conn:x} returned {result}, expected WS_OK, a negative result, or the result of a \

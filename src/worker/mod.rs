@@ -233,7 +233,6 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
     set_topics(subscriptions);
     rescue::prepare(RescueContext {
         pid,
-        routes: Arc::clone(&routes),
         collector: Collector { modules, crash_report },
         records: conns.core.borrow().table.records(),
         topics: conns.core.borrow().table.topic_extents(),

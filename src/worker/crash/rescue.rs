@@ -13,7 +13,6 @@ use std::ffi::c_int;
 use std::io;
 use std::os::fd::RawFd;
 use std::ptr::{NonNull, null_mut};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, Ordering};
 use std::time::Duration;
 
@@ -22,7 +21,6 @@ use crate::ffi::place::{Callback, place};
 use crate::ffi::strict;
 use crate::fleet::memory::crash::{CrashFacts, UNATTRIBUTED};
 use crate::fleet::memory::scoreboard::{START, Slot};
-use crate::fleet::routes::Routes;
 use crate::fleet::sockets::control::CRASHED;
 use crate::time::Instant;
 use crate::worker::base::memory;
@@ -64,8 +62,6 @@ pub struct RescueContext {
     /// What is on its way to a connection.
     pub commands: &'static CommandQueue,
     pub slot: &'static Slot,
-    /// For the names of handlers; not used in the rescue itself.
-    pub routes: Arc<Routes>,
     /// Collects the rest of the report.
     pub collector: Collector,
     /// The sending end of this slot's inbox.
@@ -97,17 +93,6 @@ pub fn prepare(context: RescueContext) -> io::Result<()> {
 pub fn dismiss() {
     start::forget();
     CONTEXT.store(null_mut(), Ordering::Release);
-}
-
-/// The name of the handler of a connection, for a child that a handler has forked.
-pub fn handler_name(conn: u64) -> &'static str {
-    // SAFETY: set once, to a context that is never freed.
-    let context = unsafe { CONTEXT.load(Ordering::Acquire).as_ref() }.filter(|_| conn != 0);
-    let route = context.and_then(|context| {
-        let record = context.record(conn as u32 as usize)?;
-        context.routes.get(record.handler)
-    });
-    route.map_or("a handler", |route| &route.name)
 }
 
 /// The event loop begins its next piece of work. Between two pieces all connections are consistent: a crash of another

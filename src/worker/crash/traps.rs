@@ -10,11 +10,11 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use crate::ffi::place::{CallContext, place, watch_forks};
+use crate::ffi::place::{CallContext, handler_name, place, watch_forks};
 use crate::fleet::memory::crash::{EXIT, HANG};
 use crate::time::Instant;
 use crate::worker::crash::report::Registers;
-use crate::worker::crash::rescue::{handler_name, rescue};
+use crate::worker::crash::rescue::rescue;
 use crate::worker::crash::signals::{self, Action, CRASHES, on_signal};
 use crate::worker::crash::start;
 

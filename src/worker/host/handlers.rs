@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::RawFd;
 
+use crate::clock;
 use crate::config::Config;
 use crate::ffi::call::{self, Handler};
 use crate::ffi::host::Task;
@@ -12,6 +13,7 @@ use crate::ffi::raw;
 use crate::fleet::memory::crash_report::CrashReport;
 use crate::fleet::memory::current_call::CurrentCall;
 use crate::fleet::memory::scoreboard::Slot;
+use crate::fleet::peer::Peer;
 use crate::fleet::routes::{Route, Routes};
 use crate::fleet::sockets::control::Report;
 use crate::log::{Level, write_for_handler};
@@ -100,9 +102,19 @@ impl Loaded {
         })
     }
 
-    pub fn stop(&self) {
-        self.posts.close().into_iter().for_each(|(_, task)| task.run(0));
-        stop(&self.services);
+    /// Where there is no event loop. A death meanwhile has the scoreboard only to tell of it.
+    pub fn stop(&self, current: &CurrentCall) {
+        let call = |handler, callback: Callback, call: &dyn Fn()| {
+            current.set_current(0, Peer::NONE, clock::now());
+            current.begin(handler, callback as u32);
+            call();
+            current.end();
+        };
+        let posted = self.posts.close().into_iter();
+        posted.for_each(|(handler, task)| call(handler, Callback::Task, &|| task.run(0)));
+        stop(&self.services, self.posts, |number, handler| {
+            call(number, Callback::WorkerStop, &|| handler.worker_stop());
+        });
     }
 }
 
@@ -120,7 +132,7 @@ pub struct Handlers {
 impl Handlers {
     pub fn stop(&self) {
         self.run_all(self.posts.close());
-        stop(&self.services);
+        stop(&self.services, self.posts, |_, handler| handler.worker_stop());
     }
 
     /// Runs what they have posted about no connection.
@@ -234,8 +246,14 @@ impl Handlers {
 
 /// Tells them that the worker stops, and writes what they have left in the buffers of stdio: the process ends without
 /// exit(3).
-fn stop(services: &[Option<Service>]) {
-    services.iter().flatten().for_each(|service| service.handler.worker_stop());
+fn stop(services: &[Option<Service>], posts: &Posts, stop: impl Fn(u16, &Handler)) {
+    for (number, service) in (0..).zip(services) {
+        if let Some(service) = service {
+            posts.set_called(Some(number));
+            stop(number, &service.handler);
+        }
+    }
+    posts.set_called(None);
     call::flush_stdio();
 }
 

@@ -93,7 +93,7 @@ pub fn serve_forks(mut start: Start, settle: &Settle) -> io::Result<Option<(Star
         }
     }
     start::forget();
-    loaded.stop();
+    loaded.stop(slot.call);
     slot.set_state(State::Stopping);
     Ok(None)
 }
