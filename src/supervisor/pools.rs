@@ -232,8 +232,8 @@ impl Supervisor {
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.pools.pending.push(pending),
-                // Its parent was told to stop before it forked.
-                Ok(None) if self.slots.is_stopping() => self.fork_failed(slot),
+                // Its parent leaves, or is gone, which has been said: the next one is asked.
+                Ok(None) if self.slots.is_stopping() || !self.is_parent(parent, slot) => self.give_up(slot),
                 other => {
                     let why = match other {
                         Ok(Some(_)) => "unexpected report".to_owned(),
@@ -259,10 +259,19 @@ impl Supervisor {
         }
     }
 
-    fn fork_failed(&mut self, slot: usize) {
+    fn is_parent(&self, pid: Pid, slot: usize) -> bool {
+        self.parent_of(self.place_of(slot).pool).is_some_and(|(_, parent)| parent == pid)
+    }
+
+    /// No process comes into this slot.
+    fn give_up(&self, slot: usize) {
         if let Some(record) = self.shared.scoreboard.slot(slot) {
             record.end();
         }
+    }
+
+    fn fork_failed(&mut self, slot: usize) {
+        self.give_up(slot);
         let pool = self.place_of(slot).pool;
         self.pools.failed(pool, clock::now());
     }

@@ -207,6 +207,13 @@ fn connections_are_closed_with_1001_when_the_server_stops() {
     assert!(all.iter().all(|pid| !is_alive(*pid)), "processes are left");
 }
 
+/// A new modification time makes it another file.
+fn touch_handler(dir: &Dir) {
+    fixtures::add_handler(dir.path(), "process", "process");
+    let file = fs::File::options().append(true).open(dir.path().join("process_wsh.so")).unwrap();
+    std::io::Write::write_all(&mut &file, b" ").unwrap();
+}
+
 #[test]
 fn a_reload_replaces_the_parent_and_those_that_wait() {
     let (mut server, dir) = serve("", &[]);
@@ -215,10 +222,7 @@ fn a_reload_replaces_the_parent_and_those_that_wait() {
     let first = parent(&server).unwrap();
     until("two wait", || children(&server).len() == 3);
     let waiting: Vec<i32> = children(&server).into_iter().filter(|child| child.to_string() != pid).collect();
-    fixtures::add_handler(dir.path(), "process", "process");
-    // A new modification time makes it another file.
-    let file = fs::File::options().append(true).open(dir.path().join("process_wsh.so")).unwrap();
-    std::io::Write::write_all(&mut &file, b" ").unwrap();
+    touch_handler(&dir);
     server.signal(Signal::SIGHUP);
     server.says("reload: done");
     until("the old ones have left", || waiting.iter().chain([&first]).all(|pid| !is_alive(*pid)));
@@ -227,6 +231,26 @@ fn a_reload_replaces_the_parent_and_those_that_wait() {
     assert_eq!((before.ask("pid"), before.ask("count")), (pid, "1".to_owned()));
     assert_eq!(logged(&server, "started by "), 2);
     drop((before, after));
+    stop(&mut server);
+}
+
+#[test]
+fn a_parent_that_is_replaced_need_not_fork_any_more() {
+    let (mut server, dir) = serve("spare = 2\nprocesses = 6", &[]);
+    let first = parent(&server).unwrap();
+    until("two wait", || children(&server).len() == 2);
+    let waiting = children(&server);
+    kill(Pid::from_raw(first), Signal::SIGSTOP).unwrap();
+    let client = open(&server); // the parent is asked for another process
+    touch_handler(&dir);
+    server.signal(Signal::SIGHUP);
+    until("the other one is dismissed", || !waiting.iter().all(|pid| is_alive(*pid)));
+    kill(Pid::from_raw(first), Signal::SIGKILL).unwrap();
+    server.says("reload: done");
+    let mut others: Vec<Raw> = (0..2).map(|_| open(&server)).collect();
+    assert!(others.iter_mut().all(|client| client.ask("count") == "1"));
+    assert_eq!(logged(&server, "cannot fork"), 0, "{}", server.log());
+    drop((client, others));
     stop(&mut server);
 }
 
