@@ -54,8 +54,6 @@ pub struct Process {
     pub is_retiring: bool,
     /// Of a worker: numbers of the handlers that it was started without.
     pub skipped: Vec<u16>,
-    /// Of a standby that has crashed: how.
-    pub failure: Option<String>,
     /// What an errand has handed back.
     pub result: Received,
     /// When it gets the next signal, unless it does this before.
@@ -77,7 +75,7 @@ pub struct Late {
 
 impl Process {
     pub fn new(role: Role, slot: Option<usize>, generation: u32, channel: Option<Channel>) -> Self {
-        let (log, pulse, answered, is_retiring, skipped, failure, result) = Default::default();
+        let (log, pulse, answered, is_retiring, skipped, result) = Default::default();
         Self {
             role,
             slot,
@@ -89,7 +87,6 @@ impl Process {
             reports: Rate::new(REPORTS, Duration::from_secs(1)),
             is_retiring,
             skipped,
-            failure,
             result,
             deadline: Instant::NEVER,
             to: "",

@@ -105,10 +105,8 @@ impl Supervisor {
                         self.slots.on(Event::Died(slot), now);
                     }
                     Role::Worker if was_holder => self.slots.on(event, now),
-                    Role::Standby => {
-                        let process = self.processes.get_mut(pid);
-                        process.into_iter().for_each(|process| process.failure = Some(line.clone()));
-                    }
+                    // Its end may take as long as a core dump: another one may start in its place by then.
+                    Role::Standby => self.standby_failed(slot, pid, &line),
                     _ => {}
                 }
             }

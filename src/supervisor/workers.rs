@@ -244,10 +244,7 @@ impl Supervisor {
             }
             (Role::Crashed, Some(slot)) => {
                 self.vacate(slot, &process);
-                match &process.failure {
-                    Some(why) => self.standby_failed(slot, pid, why),
-                    None => self.tell_rescue(slot, pid),
-                }
+                self.tell_rescue(slot, pid);
             }
             (Role::Dismissed, Some(slot)) => self.vacate(slot, &process),
             (_, None) => {}
