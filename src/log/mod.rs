@@ -190,6 +190,11 @@ pub fn reopen(kind: LogKind) -> Result<Option<OwnedFd>, String> {
     with_logger(|logger| logger.output(kind).map_or(Ok(None), Output::reopen)).unwrap_or(Ok(None))
 }
 
+/// The path of a file that is written to. [supervisor]
+pub fn path(kind: LogKind) -> Option<PathBuf> {
+    with_logger(|logger| logger.output(kind)?.path.clone()).flatten()
+}
+
 /// Whether a file is large enough to be rotated. [supervisor]
 pub fn is_rotation_due(kind: LogKind) -> bool {
     let is_due =

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 
 use nix::unistd::Pid;
 
@@ -25,7 +26,7 @@ pub(super) const LAST: usize = 1000;
 /// What is done about the files.
 #[derive(Debug, Default)]
 pub(super) struct Files {
-    /// They are to be opened anew once the present child has done so.
+    /// They are to be opened anew once the present child has opened some.
     is_wanted: bool,
     /// One could not be renamed, and that has been said.
     is_failing: bool,
@@ -50,7 +51,8 @@ impl Supervisor {
         is_ordered: bool,
         open: impl Fn(LogKind) -> Result<Option<OwnedFd>, String>,
     ) {
-        if self.is_out(Errand::OpenLogs) {
+        // What a reload opens may have been renamed before it is in force.
+        if self.rolling.is_preparing() || self.is_out(Errand::OpenLogs) {
             return self.maintenance.logs.is_wanted |= is_ordered;
         }
         let is_known = self.maintenance.logs.is_failing && !is_ordered;
@@ -60,7 +62,7 @@ impl Supervisor {
                 match open(kind) {
                     Ok(None) => {}
                     Ok(Some(fd)) => {
-                        kinds.push(kind);
+                        kinds.push((kind, sink::path(kind)));
                         opened.push(fd);
                     }
                     Err(why) => faults.push(why),
@@ -76,19 +78,26 @@ impl Supervisor {
     }
 
     pub(super) fn logs_were_opened(&mut self, result: Received) {
-        let opened = result.open::<(bool, Vec<LogKind>)>();
+        let opened = result.open::<(bool, Vec<(LogKind, Option<PathBuf>)>)>();
         let is_done = matches!(opened, Ok(((true, _), _)));
         let is_known = std::mem::replace(&mut self.maintenance.logs.is_failing, !is_done);
         if opened.is_err() && !is_known {
             log::error!("cannot reopen the log: its file system does not answer; keeping the old file");
         }
         let ((_, kinds), fds) = opened.unwrap_or_default();
-        for (kind, fd) in kinds.into_iter().zip(fds) {
+        for ((kind, path), fd) in kinds.into_iter().zip(fds) {
+            if sink::path(kind) != path {
+                continue; // a reload has put another log in force
+            }
             self.hand_on(kind, &fd);
             if let Err(error) = sink::replace(kind, fd) {
                 log::error!("cannot reopen the log: {error}; keeping the old file");
             }
         }
+    }
+
+    /// An errand has ended, for which this may have waited.
+    pub(super) fn reopen_logs_if_wanted(&mut self) {
         if std::mem::take(&mut self.maintenance.logs.is_wanted) {
             self.reopen_logs();
         }

@@ -182,7 +182,10 @@ impl Supervisor {
         match &result {
             Ok(done) => log::info!("reload: {done}"),
             Err(why) => {
-                former_log.into_iter().for_each(sink::restore);
+                if let Some(former) = former_log {
+                    sink::restore(former);
+                    self.reopen_logs(); // SIGUSR1 was for the other one meanwhile
+                }
                 log::error!("reload: {why}");
             }
         }

@@ -52,6 +52,11 @@ impl Rolling {
         self.policy.is_idle() && self.reload.is_none()
     }
 
+    /// Whether a child finds out what the next generation is made of.
+    pub fn is_preparing(&self) -> bool {
+        matches!(self.reload, Some(PendingReload::Preparing(_)))
+    }
+
     /// The generation of a reload whose processes start.
     pub fn on_trial(&self) -> Option<&Generation> {
         match &self.reload {

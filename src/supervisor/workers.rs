@@ -258,6 +258,7 @@ impl Supervisor {
             Errand::WatchCertificates => self.certificates_changed(result.unwrap_or_default()),
             Errand::Tidy(_) => {}
         }
+        self.reopen_logs_if_wanted();
     }
 
     /// Counts something of the worker whose slot this is.
