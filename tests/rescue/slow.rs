@@ -75,10 +75,14 @@ fn every_client_of_a_randomly_killed_worker_sees_the_end() {
         }
         let begun = Instant::now();
         let mut seed = 1_u32;
-        while begun.elapsed() < LOAD {
-            if begun.elapsed() > LOAD / 3 {
+        loop {
+            let passed = begun.elapsed();
+            if passed > LOAD / 3 {
                 // By then all shared memory has been touched.
                 early.get_or_insert_with(|| memory_of(server.pid(), "VmRSS"));
+            }
+            if passed > LOAD {
+                break;
             }
             let workers = server.workers();
             // The linear congruential generator of Numerical Recipes, for similar kills in each run.
