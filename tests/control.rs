@@ -262,25 +262,10 @@ fn connections_are_exactly_those_that_are_open() {
     assert!(text.lines().any(|line| line.contains(&peer(&silent)) && line.contains(" request ")), "{text}");
 }
 
-/// Ignores WS_E_DRAINING, so that its connection stays in the old worker.
-const STUBBORN: &str = r#"
-    #include <ws_handler.h>
-    static int transfer_data(ws_conn conn)
-    {
-        ws_message msg;
-        int result;
-        while ((result = ws_receive(conn, &msg, WS_FOREVER)) > 0 || result == WS_E_DRAINING)
-            if (result > 0)
-                ws_send(conn, msg.type, msg.data, msg.size);
-        return WS_OK;
-    }
-    WS_HANDLER(.name = "stubborn", .transfer_data = transfer_data);
-"#;
-
 #[test]
 fn connections_of_a_draining_worker_are_listed() {
     let dir = Dir::new();
-    dir.handler("stubborn", STUBBORN);
+    fixtures::add_handler(dir.path(), "stubborn", "stubborn_blocking");
     let socket = socket_in(&dir);
     let options =
         ["--control-socket", socket.to_str().unwrap(), "--workers", "1", "-o", "worker_max_messages=1"];

@@ -289,27 +289,11 @@ fn workers_are_added_and_removed_by_signal_and_a_reload_resets_their_number() {
     server.stop();
 }
 
-/// Blocking and not resumable; the thread ignores WS_E_DRAINING.
-const STUBBORN: &str = r#"
-    #include <ws_handler.h>
-    static int transfer(ws_conn conn)
-    {
-        ws_message msg;
-        for (;;) {
-            int result = ws_receive(conn, &msg, -1);
-            if (result == WS_E_DRAINING) continue;
-            if (result != WS_MESSAGE) return 0;
-            ws_send(conn, msg.type, msg.data, msg.size);
-        }
-    }
-    WS_HANDLER(.name = "stubborn", .transfer_data = transfer);
-"#;
-
 #[test]
 fn connections_that_cannot_move_end_over_drain_timeout_or_never() {
     let dir = Dir::new();
     for name in ["quick", "patient"] {
-        install(&dir, name, STUBBORN);
+        fixtures::add_handler(dir.path(), name, "stubborn_blocking");
     }
     install(&dir, "chat", &versioned(1, ""));
     let config = dir.path().join("wshd.conf");
@@ -339,7 +323,7 @@ fn connections_that_cannot_move_end_over_drain_timeout_or_never() {
 fn a_stop_during_a_reload_stops() {
     let dir = Dir::new();
     install(&dir, "chat", &versioned(1, ""));
-    install(&dir, "patient", STUBBORN);
+    fixtures::add_handler(dir.path(), "patient", "stubborn_blocking");
     let config = dir.path().join("wshd.conf");
     fs::write(&config, "[handler.\"/patient\"]\ndrain_timeout = \"never\"\n").unwrap();
     let args = ["--config", config.to_str().unwrap(), "--workers", "1"];
@@ -365,7 +349,7 @@ fn a_stop_during_a_reload_stops() {
 fn a_second_interrupt_waits_for_no_process_of_any_kind() {
     let dir = Dir::new();
     for name in ["patient", "single"] {
-        install(&dir, name, STUBBORN);
+        fixtures::add_handler(dir.path(), name, "stubborn_blocking");
     }
     let config = dir.path().join("wshd.conf");
     let text =
@@ -381,7 +365,7 @@ fn a_second_interrupt_waits_for_no_process_of_any_kind() {
     let mut clients = ["/patient", "/single"].map(|path| Raw::open(&server.address(), path));
     assert_eq!(clients.each_mut().map(|client| client.ask("hello")), ["hello", "hello"]);
     let draining = titled(&server, "wshd: worker default/");
-    install(&dir, "patient", STUBBORN);
+    fixtures::add_handler(dir.path(), "patient", "stubborn_blocking");
     reload(&server);
     until("the metrics process was replaced, too", || titled(&server, "wshd: metrics").len() == 1);
     let others = ["wshd: worker single/", "wshd: metrics"].map(|prefix| titled(&server, prefix));

@@ -422,24 +422,10 @@ fn the_old_server_resumes_if_the_new_executable_dies() {
     assert_eq!(upgradable.logged("all connections moved or closed"), 0);
 }
 
-/// Blocking and not resumable; the thread ignores WS_E_DRAINING: its connections do not move.
-const STUBBORN: &str = r#"#include <ws_handler.h>
-    static int transfer(ws_conn conn)
-    {
-        ws_message msg;
-        for (;;) {
-            int result = ws_receive(conn, &msg, -1);
-            if (result == WS_E_DRAINING) continue;
-            if (result != WS_MESSAGE) return 0;
-            ws_send(conn, msg.type, msg.data, msg.size);
-        }
-    }
-    WS_HANDLER(.name = "stubborn", .transfer_data = transfer);"#;
-
 /// A server with a connection that does not move, and the new one that has taken over the rest.
 fn superseded(dir: &Dir, args: &[&str]) -> (Upgradable, Raw, i32) {
     add_handler(dir.path(), "echo", "echo");
-    dir.handler("stubborn", STUBBORN);
+    add_handler(dir.path(), "stubborn", "stubborn_blocking");
     let upgradable = Upgradable::start(dir, &[&["--workers", "1", "-o", "drain_timeout=10m"], args].concat());
     let mut stubborn = Raw::open(&upgradable.server.address(), "/stubborn");
     assert_eq!(stubborn.ask("hello"), "hello");
@@ -524,7 +510,7 @@ fn two_servers_that_are_told_to_stop_refuse_connections() {
 fn a_worker_that_is_to_be_restarted_is_not_once_another_executable_serves() {
     let dir = Dir::new();
     add_handler(dir.path(), "echo", "echo");
-    dir.handler("stubborn", STUBBORN);
+    add_handler(dir.path(), "stubborn", "stubborn_blocking");
     let mut upgradable = Upgradable::start(&dir, &["--workers", "2", "-o", "drain_timeout=10m"]);
     let second = || {
         let workers = upgradable.server.workers();
