@@ -25,6 +25,7 @@ const UNSAFE: &[&str] = &[
     "fleet/memory/scoreboard/tests.rs",
     "fleet/process/title.rs",
     "fleet/process/wipe.rs",
+    "fleet/sockets/datagram.rs",
     "fleet/sockets/inbox.rs",
     "gateway/socket.rs",
     "handlers/program.rs",

@@ -131,10 +131,7 @@ impl Socket {
 
     /// Bytes written that the other side has not acknowledged (TCP) or read (Unix); 0 if unknown.
     pub fn unacknowledged(&self) -> usize {
-        let mut count: libc::c_int = 0;
-        // SAFETY: the descriptor is open, and the call writes one integer.
-        let is_known = unsafe { libc::ioctl(self.0.as_raw_fd(), libc::TIOCOUTQ, &raw mut count) } == 0;
-        usize::try_from(count).ok().filter(|_| is_known).unwrap_or(0)
+        datagram::unacknowledged(self.as_fd()).unwrap_or(0)
     }
 
     /// Whether the other side has closed both directions.

@@ -1,9 +1,11 @@
 //! A datagram, or a piece of a stream, and descriptors with it where they are needed (unix(7), SCM_RIGHTS). Knows
 //! nothing of what is in it.
+#![allow(unsafe_code)]
 
+use std::ffi::c_int;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
@@ -38,6 +40,15 @@ pub fn is_hung_up(socket: BorrowedFd<'_>) -> bool {
 /// Whether there is something to receive, be it the end of the other side. Does not wait.
 pub fn is_readable(socket: BorrowedFd<'_>) -> bool {
     poll(&mut [PollFd::new(socket, PollFlags::POLLIN)], PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+}
+
+/// Bytes sent that the other side has not acknowledged (TCP) or received (Unix, where the kernel's own share counts);
+/// `None`: not known. See tcp(7), SIOCOUTQ.
+pub fn unacknowledged(socket: BorrowedFd<'_>) -> Option<usize> {
+    let mut count: c_int = 0;
+    // SAFETY: the descriptor is open, and the call writes one integer.
+    let is_known = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut count) } == 0;
+    usize::try_from(count).ok().filter(|_| is_known)
 }
 
 /// Sends it whole, or not at all, with up to [`MAX_FDS`] descriptors.

@@ -7,15 +7,14 @@
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::ffi::c_int;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
 use rustix::net::sockopt::{set_socket_passcred, socket_send_buffer_size};
 use rustix::net::{RecvFlags, recv};
 
-use super::datagram::MAX_FDS;
+use super::datagram::{self, MAX_FDS};
 use super::queue::SocketQueue;
 
 /// The form of what is in a datagram: another number whenever the description of a connection changes, so that
@@ -51,12 +50,9 @@ pub fn next_fds(rx: BorrowedFd<'_>) -> io::Result<usize> {
 /// Whether the next datagram finds room, if nobody else sends one before: the kernel takes one while the send buffer is
 /// not full.
 pub fn has_room(tx: BorrowedFd<'_>) -> bool {
-    let (mut used, size): (c_int, _) = (0, socket_send_buffer_size(tx));
-    // SAFETY: writes one integer.
-    let is_known = unsafe { libc::ioctl(tx.as_raw_fd(), libc::TIOCOUTQ, &raw mut used) } == 0;
-    let used = usize::try_from(used).unwrap_or(usize::MAX);
     // Of anything else sending will tell.
-    !is_known || size.is_ok_and(|size| used < size)
+    let Some(used) = datagram::unacknowledged(tx) else { return true };
+    socket_send_buffer_size(tx).is_ok_and(|size| used < size)
 }
 
 /// The inbox of a slot, and by slot the sending ends of those that its worker may send to. The others are closed.
