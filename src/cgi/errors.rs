@@ -1,12 +1,10 @@
 //! Logs a program's standard error line by line. Lines are truncated, and their number is bounded.
 
-use std::io::Read;
+use std::io::{self, ErrorKind, Read};
 use std::process::ChildStderr;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-
-use super::relay::is_later;
 
 /// Bytes that are read at a time.
 pub const READ: usize = 4096;
@@ -68,4 +66,9 @@ impl Errors {
             log::warn!("cgi {name}: {more} more lines on standard error were not logged");
         }
     }
+}
+
+/// Whether the call can be repeated later.
+pub fn is_later(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }

@@ -37,7 +37,6 @@ use crate::proto::http1::head::{self, Head, Parsed};
 use crate::time::Instant;
 pub use bounds::Cgi;
 use handover::{Handover, MAX_BYTES};
-use output::with_hsts;
 use program::Program;
 pub use program::covers;
 use relay::{Bounds, End, Relay, Sent};
@@ -159,8 +158,7 @@ impl Shared {
         let busy = |why| http::error(503, why, &[("Retry-After", "1")]);
         if is_full {
             // Without waiting: this thread has other requests to receive.
-            let response = busy("the maximum number of programs is running");
-            let response = with_hsts(response, facts.hsts.as_deref());
+            let response = busy("the maximum number of programs is running").with_hsts(facts.hsts.as_deref());
             let is_head = !http::takes_content(&read);
             let response = if is_head { response.without_content() } else { response };
             let sent = Sent { status: response.status(), content: response.content_length() };
@@ -199,7 +197,7 @@ impl Shared {
         let sent = match self.run(socket, facts, &head, body) {
             Ok(sent) => sent,
             Err(response) => {
-                let response = with_hsts(response, facts.hsts.as_deref());
+                let response = response.with_hsts(facts.hsts.as_deref());
                 Some(relay::reply(socket, response, head.method() == "HEAD"))
             }
         };

@@ -5,13 +5,11 @@ use std::time::SystemTime;
 
 use memchr::memchr;
 
-use crate::http::Response;
+use crate::http::{HSTS, Response};
 use crate::proto::http1::field::{is_token, is_value};
 
 /// Maximum bytes of a program's header.
 pub const MAX_HEADER: usize = 16 * 1024;
-/// RFC 6797 section 6.1.
-const HSTS: &str = "Strict-Transport-Security";
 /// Fields that the server sets, or that concern the connection; omitted.
 const OMITTED: [&str; 6] = ["connection", "keep-alive", "trailer", "transfer-encoding", "upgrade", "date"];
 
@@ -136,15 +134,7 @@ impl OutputHeader {
             fields.push(("Transfer-Encoding", "chunked"));
         }
         let has_own = fields.iter().any(|(name, _)| name.eq_ignore_ascii_case(HSTS));
-        with_hsts(Response::streamed(now, self.status, &fields), hsts.filter(|_| !has_own)).into_bytes()
-    }
-}
-
-/// The response with this Strict-Transport-Security, if there is one.
-pub fn with_hsts(response: Response, hsts: Option<&str>) -> Response {
-    match hsts {
-        Some(hsts) => response.with_field(HSTS, hsts),
-        None => response,
+        Response::streamed(now, self.status, &fields).with_hsts(hsts.filter(|_| !has_own)).into_bytes()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Relays between one request and its program: passes the body to the program and its output to the client as it is
 //! printed, with bounded buffers. Runs on a thread of its own, and waits in poll(2) only.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
@@ -13,8 +13,8 @@ use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{SockRef, Socket};
 
-use super::errors::{self, Errors};
-use super::output::{Framing, OutputHeader, with_hsts};
+use super::errors::{self, Errors, is_later};
+use super::output::{Framing, OutputHeader};
 use crate::clock;
 use crate::http::{self, Response};
 use crate::time::Instant;
@@ -340,7 +340,7 @@ impl<'a> Relay<'a> {
     }
 
     fn answer(&mut self, response: Response) {
-        self.sent = Some(reply(self.socket, with_hsts(response, self.hsts), self.is_head));
+        self.sent = Some(reply(self.socket, response.with_hsts(self.hsts), self.is_head));
     }
 
     /// The close that follows resets the connection.
@@ -392,11 +392,6 @@ fn describe(status: Option<ExitStatus>) -> String {
         Some((_, Some(signal))) => format!("killed by signal {signal}"),
         _ => "exit status unknown".to_owned(),
     }
-}
-
-/// Whether the call can be repeated later.
-pub(super) fn is_later(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }
 
 /// What a client was sent.

@@ -20,7 +20,7 @@ use crate::proto::http1::head::{BadRequest, Head, is_known_method};
 use console::Console;
 use path::Refused;
 pub use path::RequestPath;
-pub use response::{Body, Response, reason_phrase, takes_content};
+pub use response::{Body, HSTS, Response, reason_phrase, takes_content};
 
 /// A WebSocket resource.
 #[derive(Debug, Serialize)]

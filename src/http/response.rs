@@ -8,6 +8,9 @@ use ::http::StatusCode;
 
 use crate::proto::http1::field::{is_token, is_value};
 
+/// The field of RFC 6797 section 6.1.
+pub const HSTS: &str = "Strict-Transport-Security";
+
 /// The response to one request.
 #[derive(Debug)]
 pub struct Response {
@@ -79,6 +82,14 @@ impl Response {
             write(&mut self.head, &[name, ": ", value, "\r\n\r\n"]);
         }
         self
+    }
+
+    /// Adds this Strict-Transport-Security, if there is one.
+    pub fn with_hsts(self, hsts: Option<&str>) -> Self {
+        match hsts {
+            Some(hsts) => self.with_field(HSTS, hsts),
+            None => self,
+        }
     }
 
     /// The response to HEAD: the same fields, no content (RFC 9110 9.3.2). See [`takes_content`].

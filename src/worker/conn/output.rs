@@ -149,10 +149,8 @@ impl Conns {
     }
 
     /// Sends an HTTP response; the connection ends with it.
-    pub fn reply(&self, id: u64, mut response: Response) {
-        if let Some(hsts) = self.hsts(id) {
-            response = response.with_field("Strict-Transport-Security", &hsts);
-        }
+    pub fn reply(&self, id: u64, response: Response) {
+        let response = response.with_hsts(self.hsts(id).as_deref());
         // A request that was read whole is a GET.
         let takes_content = |conn: &mut Conn| conn.head().is_none_or(|head| head.takes_content);
         let takes_content = self.core.borrow_mut().table.get(id).is_some_and(takes_content);
