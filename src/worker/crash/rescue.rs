@@ -325,8 +325,7 @@ fn end_with(record: &Record, unsent: *const [u8], close: &[u8], response: &[u8])
     } else {
         return None;
     };
-    let is_sent = unsent.len() == 0 || send(record.fd, unsent, libc::MSG_MORE);
-    (is_sent && send_last(record.fd, last)).then_some(Purpose::Linger)
+    send_last(record.fd, unsent, last).then_some(Purpose::Linger)
 }
 
 /// Tells a connection that has no place to go to that it is to connect again, after what was still to be sent to it.
@@ -337,14 +336,15 @@ pub fn turn_away(fd: RawFd, purpose: Purpose, unsent: *const [u8]) {
         Purpose::Handshake => STATUS_503,
         Purpose::Linger => return,
     };
-    if unsent.len() == 0 || send(fd, unsent, libc::MSG_MORE) {
-        send_last(fd, last);
-    }
+    send_last(fd, unsent, last);
 }
 
-/// Sends the last bytes of a connection; false if they could not be sent.
-fn send_last(fd: RawFd, bytes: &[u8]) -> bool {
-    let is_sent = send(fd, bytes, 0);
+/// Sends what waits in the send queue of a connection, and its last bytes; false if not all could be sent.
+fn send_last(fd: RawFd, unsent: *const [u8], last: &[u8]) -> bool {
+    if unsent.len() != 0 && !send(fd, unsent, libc::MSG_MORE) {
+        return false;
+    }
+    let is_sent = send(fd, last, 0);
     // SAFETY: nobody else uses the connection's descriptor.
     unsafe { libc::shutdown(fd, libc::SHUT_WR) };
     is_sent
