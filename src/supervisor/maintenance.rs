@@ -194,13 +194,9 @@ impl Supervisor {
                 && !config.is_parent(record.place().pool, record.place().number);
             let beat = record.heartbeat().as_nanos();
             let in_handler = record.call.current().is_some();
-            // Whoever debugs a worker may take all the time.
-            if let Some(limits) = limits.filter(|_| serves)
-                && let Some(silent) = process.pulse.look(beat, in_handler, limits, now)
-                && !is_traced(pid)
-            {
-                sick.push((pid, format!(" has not responded for {silent:.0?}")));
-            }
+            let limits = limits.filter(|_| serves);
+            let hung = limits.and_then(|limits| process.pulse.look(beat, in_handler, limits, now));
+            sick.extend(hung.and_then(|silent| hangs(pid, silent)));
         }
         sick.into_iter().for_each(|(pid, why)| self.end_sick(pid, &why, now));
     }
@@ -216,11 +212,8 @@ impl Supervisor {
                 continue;
             };
             let _ = channel.send_command(Command::Ping); // or it has not read many
-            if let Some(silent) = process.pulse.look(process.answered, false, limits, now)
-                && !is_traced(pid)
-            {
-                sick.push((pid, format!(" has not responded for {silent:.0?}")));
-            }
+            let hung = process.pulse.look(process.answered, false, limits, now);
+            sick.extend(hung.and_then(|silent| hangs(pid, silent)));
         }
         sick.into_iter().for_each(|(pid, why)| self.end_sick(pid, &why, now));
     }
@@ -231,6 +224,11 @@ impl Supervisor {
         let (role, slot) = (process.role, process.slot);
         log::error!("{}[{pid}]{why}; ending it", self.process_name(role, slot));
     }
+}
+
+/// A process that has been silent for so long, and what the log says of it; none while a debugger is attached.
+fn hangs(pid: Pid, silent: Duration) -> Option<(Pid, String)> {
+    (!is_traced(pid)).then(|| (pid, format!(" has not responded for {silent:.0?}")))
 }
 
 /// Whether a debugger has attached to a process (proc_pid_status(5)).
