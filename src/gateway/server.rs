@@ -82,7 +82,7 @@ pub struct Server {
     pub counters: &'static GatewayCounters,
     /// True: open no more streams.
     pub draining: watch::Receiver<bool>,
-    /// Who connections are from.
+    /// Counts connections by client network.
     pub clients: Arc<Clients>,
     /// Permits for connections and streams.
     room: Arc<Semaphore>,

@@ -108,7 +108,7 @@ impl Notify {
         self.send(format!("EXTEND_TIMEOUT_USEC={}", (within + MARGIN).as_micros()));
     }
 
-    /// This process is the main one from now on: an upgrade.
+    /// From now on this is the main process: the new one of an upgrade, or ours again when that has failed.
     pub fn main_pid(&mut self, pid: Pid) {
         self.is_silent = false;
         self.send(format!("MAINPID={pid}"));

@@ -283,7 +283,7 @@ impl Supervisor {
                     }
                     Err(error) => self.on_upgrade(Event::Ended(not_started(&error))),
                 },
-                // Who waits for the one that is under way is told how that ends.
+                // A request that waits for the upgrade under way is answered when that ends.
                 Action::Refuse(why) if self.upgrade.policy.is_under_way() => {
                     log::error!("upgrade: refused: {why}");
                 }

@@ -339,11 +339,12 @@ impl Transfer {
     pub fn purpose_of(&self, id: u64) -> Option<(Purpose, usize)> {
         let core = &mut *self.conns.core.borrow_mut();
         let record = core.table.record(id)?;
-        let is_quiet = || self.conns.commands.at(id).is_quiet() && self.link.is_quiet(id);
-        let purpose = match () {
-            _ if record.flags() & flags::FRESH != 0 => Purpose::Handshake,
-            _ if record.is_movable() && is_quiet() => Purpose::Resume,
-            _ => return None,
+        let purpose = if record.flags() & flags::FRESH != 0 {
+            Purpose::Handshake
+        } else if record.is_movable() && self.conns.commands.at(id).is_quiet() && self.link.is_quiet(id) {
+            Purpose::Resume
+        } else {
+            return None;
         };
         let beside = self.beside(&mut core.table, id)?;
         Some((purpose, entry_size(core.table.record(id)?, purpose, &beside)?))
