@@ -183,7 +183,7 @@ fn a_failed_reload_changes_nothing() {
     install(&dir, "chat", &versioned(4, "_exit(3);"));
     refused(&server, "exit() called in on_worker_start");
 
-    assert_eq!(pids(&server), before);
+    until("those that were refused have left", || pids(&server) == before);
     assert_eq!(ask(&mut client, "version"), "1");
     install(&dir, "chat", &versioned(5, ""));
     reload(&server);
@@ -627,7 +627,7 @@ fn a_slow_configuration_does_not_block_the_server() {
     fs::rename(&passing, &config).unwrap();
     drop(fifo);
     until("the reload is done", || logged(&server, "reload: done") == 1);
-    assert_eq!(server.workers().len(), 2);
+    until("there are two workers", || server.workers().len() == 2);
     server.stop();
 }
 
@@ -646,7 +646,7 @@ fn a_configuration_that_cannot_be_read_fails_the_reload_in_time() {
     fs::write(&passing, "workers = 2\n").unwrap();
     fs::rename(&passing, &config).unwrap();
     reload(&server);
-    assert_eq!(server.workers().len(), 2);
+    until("there are two workers", || server.workers().len() == 2);
     server.stop();
 }
 
