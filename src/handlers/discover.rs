@@ -20,32 +20,13 @@ use crate::confine::Confinement;
 use crate::ffi::plugin::Style;
 use crate::fleet::routes::{Route, Routes, Stamp};
 
-/// Nothing can be served as configured; says what and why.
-#[derive(Debug, thiserror::Error)]
-pub enum DiscoverError {
-    /// A directory is wrong.
-    #[error(transparent)]
-    Scan(#[from] scan::ScanError),
-    /// The caller gave up.
-    #[error("interrupted")]
-    Interrupted,
-    /// The map file cannot be read.
-    #[error("map file {path}: {why}")]
-    Map {
-        /// As configured.
-        path: String,
-        /// The line and what is wrong with it.
-        why: String,
-    },
-}
-
 /// Finds all handlers and probes those that are not among the ones that are `known`. Returns the routes and what was
-/// left out. Asks in between whether to go on.
+/// left out. Asks in between whether to go on. An error: nothing can be served as configured.
 pub fn discover(
     config: &Config,
     known: &Routes,
     go_on: &dyn Fn() -> bool,
-) -> Result<(Routes, Vec<String>), DiscoverError> {
+) -> Result<(Routes, Vec<String>), String> {
     discover_by((&own(), None), config, known, go_on)
 }
 
@@ -55,7 +36,7 @@ pub fn discover_by(
     config: &Config,
     known: &Routes,
     go_on: &dyn Fn() -> bool,
-) -> Result<(Routes, Vec<String>), DiscoverError> {
+) -> Result<(Routes, Vec<String>), String> {
     let (found, skipped) = scan::scan(scan::Scan {
         root: &config.handlers,
         scan_dir: config.scan_dir.as_deref(),
@@ -71,7 +52,7 @@ pub fn discover_by(
     if let Some(confinement) = confinement {
         requests.iter_mut().for_each(|request| request.confinement = Some(confinement.clone()));
     }
-    let mut reports = probe(program, requests, go_on).ok_or(DiscoverError::Interrupted)?.into_iter();
+    let mut reports = probe(program, requests, go_on).ok_or("interrupted")?.into_iter();
     let mut routes = Routes::default();
     for (resource, candidate) in candidates {
         let route = match candidate {
@@ -177,7 +158,7 @@ fn route(resource: &str, file: PathBuf, stamp: Stamp, report: Report) -> Result<
             Ok(Route { file, stamp, resource, name, version, blocking, flags, protocols, retired })
         }
         (fault, _) => {
-            let why = fault.map_or("gave no answer".to_owned(), |fault| fault.to_string());
+            let why = fault.unwrap_or("gave no answer".to_owned());
             Err(format!("handler {name}: {why}; {resource} is not served"))
         }
     }
@@ -193,10 +174,9 @@ fn request(config: &Config, resource: &str, file: &PathBuf) -> Request {
     }
 }
 
-fn read_map(path: &Path) -> Result<Vec<Alias>, DiscoverError> {
+fn read_map(path: &Path) -> Result<Vec<Alias>, String> {
     let text = std::fs::read_to_string(path).map_err(|error| error.to_string());
-    text.and_then(|text| alias::parse(&text))
-        .map_err(|why| DiscoverError::Map { path: path.display().to_string(), why })
+    text.and_then(|text| alias::parse(&text)).map_err(|why| format!("map file {}: {why}", path.display()))
 }
 
 /// Why what is configured for this resource has no effect.

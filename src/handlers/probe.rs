@@ -33,66 +33,9 @@ fn limit() -> Duration {
     if is_under_valgrind() { SLOW_LIMIT } else { LIMIT }
 }
 
-/// Why a plugin cannot serve. Does not name the file, the caller knows it.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ProbeError {
-    /// The words of a [`LoadError`](crate::ffi::plugin::LoadError), or why the process could not be confined.
-    #[error("{0}")]
-    Load(String),
-    /// It killed the process it was in.
-    #[error("killed by signal {signal}{} {stage}, expected to return", name_of(*signal))]
-    Signal {
-        /// By which signal.
-        signal: i32,
-        /// When.
-        stage: Stage,
-    },
-    /// It ended the process it was in.
-    #[error("exited with status {status} {stage}, expected to return")]
-    Exit {
-        /// Its exit status.
-        status: i32,
-        /// When.
-        stage: Stage,
-    },
-    /// It did not return.
-    #[error("did not return within {} s {stage}", limit().as_secs())]
-    Timeout {
-        /// From what.
-        stage: Stage,
-    },
-    /// It wrote where it should not have.
-    #[error("wrote {0} into a descriptor that is not its own, the answer of the process that loaded it")]
-    NoAnswer(String),
-    /// `on_worker_start` failed.
-    #[error("on_worker_start returned {0}, expected 0 or more")]
-    Start(i32),
-    /// The system refused the probe; nothing is known about the plugin.
-    #[error("cannot be probed: {0}")]
-    System(String),
-}
-
 /// ` (SIGSEGV)`, or nothing: signals for real time have no name.
 fn name_of(signal: i32) -> String {
     Signal::try_from(signal).map_or_else(|_| String::new(), |signal| format!(" ({signal})"))
-}
-
-/// What a plugin was doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
-    /// Constructors and the entry function.
-    Load,
-    /// `on_worker_start`.
-    Start,
-}
-
-impl std::fmt::Display for Stage {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Stage::Load => "while loading (constructors, ws_handler_entry_v1)",
-            Stage::Start => "in on_worker_start",
-        })
-    }
 }
 
 /// What came of a probe.
@@ -100,8 +43,8 @@ impl std::fmt::Display for Stage {
 pub struct Report {
     /// Known also where only starting failed.
     pub offer: Option<Offer>,
-    /// None: it can serve.
-    pub fault: Option<ProbeError>,
+    /// Why it cannot serve, without the name of the file; None: it can.
+    pub fault: Option<String>,
     /// What it has written to standard error, as far as it is kept.
     pub log: String,
 }
@@ -123,15 +66,10 @@ pub struct Probe {
     /// From standard error: at most [`LONGEST_LOG`] bytes, and the number of those beyond.
     log_bytes: Vec<u8>,
     log_left_out: usize,
-    state: State,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    /// Until then.
-    Running(Instant),
-    /// There is nothing more to be learnt; killed, and to be reaped until then.
-    Killed(Instant),
+    /// There is nothing more to be learnt: it was killed, and has until the deadline to be reaped.
+    is_killed: bool,
+    /// Of loading and starting, or of being reaped.
+    deadline: Instant,
 }
 
 impl Probe {
@@ -169,15 +107,14 @@ impl Probe {
             report: Report::default(),
             log_bytes: Vec::new(),
             log_left_out: 0,
-            state: State::Running(now + limit()),
+            is_killed: false,
+            deadline: now + limit(),
         })
     }
 
     /// When [`step`](Self::step) has something to do, if nothing comes earlier.
     pub fn deadline(&self) -> Instant {
-        match self.state {
-            State::Running(until) | State::Killed(until) => until,
-        }
+        self.deadline
     }
 
     /// What to wait for, to become readable.
@@ -204,27 +141,27 @@ impl Probe {
             Err(_) => return self.reaped(ExitStatus::default()),
         }
         self.read_log();
-        let is_known = matches!(self.state, State::Running(_)) && self.read_answer();
-        match self.state {
-            State::Running(_) if is_known => self.kill(now),
-            State::Running(deadline) if deadline <= now => {
-                self.report.fault = Some(ProbeError::Timeout { stage: self.stage() });
-                self.kill(now);
-            }
-            State::Killed(give_up) => return give_up <= now,
-            State::Running(_) => {}
+        if self.is_killed {
+            return self.deadline <= now;
+        }
+        if self.read_answer() {
+            self.kill(now);
+        } else if self.deadline <= now {
+            let (limit, stage) = (limit().as_secs(), self.stage());
+            self.report.fault = Some(format!("did not return within {limit} s {stage}"));
+            self.kill(now);
         }
         false
     }
 
     fn reaped(&mut self, status: ExitStatus) -> bool {
         self.read_log();
-        if matches!(self.state, State::Running(_)) && !self.read_answer() {
-            let stage = self.stage();
-            self.report.fault = Some(match status.signal() {
-                Some(signal) => ProbeError::Signal { signal, stage },
-                None => ProbeError::Exit { status: status.code().unwrap_or_default(), stage },
-            });
+        if !self.is_killed && !self.read_answer() {
+            let how = match status.signal() {
+                Some(signal) => format!("killed by signal {signal}{}", name_of(signal)),
+                None => format!("exited with status {}", status.code().unwrap_or_default()),
+            };
+            self.report.fault = Some(format!("{how} {}, expected to return", self.stage()));
         }
         // What it has left behind. Linux gives a pid away again only after all others, so the group is still its own.
         let _ = killpg(self.group, Signal::SIGKILL);
@@ -234,11 +171,15 @@ impl Probe {
     /// Ends it, with whatever it has left behind. Not reaped yet, so the pid is still its own.
     pub fn kill(&mut self, now: Instant) {
         let _ = killpg(self.group, Signal::SIGKILL);
-        self.state = State::Killed(now + GIVE_UP);
+        (self.is_killed, self.deadline) = (true, now + GIVE_UP);
     }
 
-    fn stage(&self) -> Stage {
-        if self.report.offer.is_some() { Stage::Start } else { Stage::Load }
+    /// What the plugin is doing.
+    fn stage(&self) -> &'static str {
+        match self.report.offer {
+            Some(_) => "in on_worker_start",
+            None => "while loading (constructors, ws_handler_entry_v1)",
+        }
     }
 
     /// Whether all is known that will ever be.
@@ -256,13 +197,13 @@ impl Probe {
                     None
                 }
                 Ok(Some(Answer::Started(result))) if self.start && self.report.offer.is_some() => {
-                    (result < 0).then_some(ProbeError::Start(result))
+                    (result < 0).then(|| format!("on_worker_start returned {result}, expected 0 or more"))
                 }
-                Ok(Some(Answer::Fault(why))) => Some(ProbeError::Load(why)),
-                Ok(Some(out_of_order)) => {
-                    Some(ProbeError::Load(format!("gave an answer out of order: {out_of_order:?}")))
-                }
-                Err(junk) => Some(ProbeError::NoAnswer(junk)),
+                Ok(Some(Answer::Fault(why))) => Some(why),
+                Ok(Some(answer)) => Some(format!("gave an answer out of order: {answer:?}")),
+                Err(junk) => Some(format!(
+                    "wrote {junk} into a descriptor that is not its own, the answer of the process that loaded it"
+                )),
             };
             self.report.fault = fault;
             return true;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::message::Request;
-use super::probe::{Probe, ProbeError, Report};
+use super::probe::{Probe, Report};
 use crate::clock;
 use crate::fleet::process::proc::is_under_valgrind;
 
@@ -42,7 +42,7 @@ pub fn probe(program: &Path, requests: Vec<Request>, go_on: &dyn Fn() -> bool) -
         {
             match Probe::start(program, &request, now) {
                 Ok(probe) => running.push((number, probe)),
-                Err(error) => reports[number].fault = Some(ProbeError::System(error.to_string())),
+                Err(error) => reports[number].fault = Some(format!("cannot be probed: {error}")),
             }
         }
         let deadline = running.iter().map(|(_, probe)| probe.deadline()).min();

@@ -1,6 +1,7 @@
 //! Finding handlers: `a/b_wsh.so` below the root serves `/a/b`. Looks at names, links and permissions only, never into
 //! a file. The walk is sorted and bounded, and follows no link to a directory.
 
+use std::fmt::Display;
 use std::fs::{DirEntry, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -39,48 +40,20 @@ pub struct Found {
     pub identity: (u64, u64),
 }
 
-/// Something that was left out, and why.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}: {why}", path.display())]
-pub struct Skipped {
-    /// The file or directory.
-    pub path: PathBuf,
-    /// What is wrong with it.
-    pub why: String,
-}
-
-/// Nothing can be searched.
-#[derive(Debug, thiserror::Error)]
-pub enum ScanError {
-    /// A configured directory cannot be read.
-    #[error("{what} {}: {source}", path.display())]
-    Directory {
-        /// Which of them.
-        what: &'static str,
-        /// As configured.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// The directory to search is elsewhere.
-    #[error("scan directory {}: expected a directory below the handler directory {}", scan_dir.display(), root.display())]
-    Outside {
-        /// The real path of the directory to search.
-        scan_dir: PathBuf,
-        /// The real path of the root.
-        root: PathBuf,
-    },
-}
-
-/// Searches for handlers; what was found is sorted by resource.
-pub fn scan(scan: Scan<'_>) -> Result<(Vec<Found>, Vec<Skipped>), ScanError> {
+/// Searches for handlers: what was found, sorted by resource, and what was left out, each with the reason. An error:
+/// nothing can be searched.
+pub fn scan(scan: Scan<'_>) -> Result<(Vec<Found>, Vec<String>), String> {
     let root = directory("handler directory", scan.root)?;
     let start = match scan.scan_dir {
         Some(path) => directory("scan directory", path)?,
         None => root.clone(),
     };
     let Ok(below) = start.strip_prefix(&root) else {
-        return Err(ScanError::Outside { scan_dir: start, root });
+        return Err(format!(
+            "scan directory {}: expected a directory below the handler directory {}",
+            start.display(),
+            root.display()
+        ));
     };
     let depth = below.components().count();
     let mut walk = Walk { scan, root: &root, found: Vec::new(), skipped: Vec::new(), entries: 0 };
@@ -94,8 +67,8 @@ pub fn scan(scan: Scan<'_>) -> Result<(Vec<Found>, Vec<Skipped>), ScanError> {
     Ok((found, skipped))
 }
 
-fn directory(what: &'static str, path: &Path) -> Result<PathBuf, ScanError> {
-    let failed = |source| ScanError::Directory { what, path: path.to_owned(), source };
+fn directory(what: &str, path: &Path) -> Result<PathBuf, String> {
+    let failed = |error: io::Error| format!("{what} {}: {error}", path.display());
     let real = path.canonicalize().map_err(failed)?;
     match real.metadata().map_err(failed)?.is_dir() {
         true => std::fs::read_dir(&real).map(|_| real).map_err(failed),
@@ -108,7 +81,7 @@ struct Walk<'a> {
     /// Real path of the root.
     root: &'a Path,
     found: Vec<Found>,
-    skipped: Vec<Skipped>,
+    skipped: Vec<String>,
     entries: usize,
 }
 
@@ -127,7 +100,7 @@ impl Walk<'_> {
         });
         let mut entries = match entries {
             Ok(entries) => entries,
-            Err(error) => return self.skip(path, error.to_string()),
+            Err(error) => return self.skip(path, error),
         };
         entries.sort_by_key(DirEntry::file_name);
         for entry in entries {
@@ -139,10 +112,10 @@ impl Walk<'_> {
             match entry.file_type() {
                 Ok(kind) if kind.is_dir() => self.directory(&path, depth + 1),
                 Ok(kind) if kind.is_symlink() && path.is_dir() => {
-                    self.skip(&path, "a symbolic link to a directory is not followed".to_owned());
+                    self.skip(&path, "a symbolic link to a directory is not followed");
                 }
                 Ok(_) => self.file(&path),
-                Err(error) => self.skip(&path, error.to_string()),
+                Err(error) => self.skip(&path, error),
             }
         }
     }
@@ -152,8 +125,7 @@ impl Walk<'_> {
             return;
         }
         let Some(resource) = self.resource(path) else {
-            let why =
-                "no request can name it: expected letters, digits and -._~!$&'()*+,;=:@ only".to_owned();
+            let why = "no request can name it: expected letters, digits and -._~!$&'()*+,;=:@ only";
             return self.skip(path, why);
         };
         if self.found.len() == MAX_HANDLERS {
@@ -161,10 +133,10 @@ impl Walk<'_> {
         }
         let (file, metadata) = match path.canonicalize().and_then(|file| Ok((file.metadata()?, file))) {
             Ok((metadata, file)) => (file, metadata),
-            Err(error) => return self.skip(path, error.to_string()),
+            Err(error) => return self.skip(path, error),
         };
         if !metadata.is_file() {
-            return self.skip(path, "expected a regular file".to_owned());
+            return self.skip(path, "expected a regular file");
         }
         let is_inside = file.starts_with(self.root);
         if !is_inside && !self.scan.allow_outside {
@@ -189,7 +161,7 @@ impl Walk<'_> {
         match path.symlink_metadata() {
             Ok(metadata) => self.is_trusted(path, &metadata),
             Err(error) => {
-                self.skip(path, error.to_string());
+                self.skip(path, error);
                 false
             }
         }
@@ -208,8 +180,8 @@ impl Walk<'_> {
         false
     }
 
-    fn skip(&mut self, path: &Path, why: String) {
-        let skipped = Skipped { path: path.to_owned(), why };
+    fn skip(&mut self, path: &Path, why: impl Display) {
+        let skipped = format!("{}: {why}", path.display());
         if !self.skipped.contains(&skipped) {
             self.skipped.push(skipped);
         }
@@ -252,12 +224,9 @@ mod tests {
     }
 
     /// The reasons, with the names below `dir`.
-    fn reasons(skipped: &[Skipped], dir: &Path) -> Vec<String> {
-        let dir = dir.canonicalize().unwrap();
-        skipped
-            .iter()
-            .map(|skipped| skipped.to_string().replace(&format!("{}/", dir.display()), ""))
-            .collect()
+    fn reasons(skipped: &[String], dir: &Path) -> Vec<String> {
+        let dir = format!("{}/", dir.canonicalize().unwrap().display());
+        skipped.iter().map(|skipped| skipped.replace(&dir, "")).collect()
     }
 
     #[test]
@@ -290,7 +259,7 @@ mod tests {
         let (found, skipped) = scan(plain(dir.path())).unwrap();
         assert_eq!(resources(&found), ["/ok~!$"]);
         assert_eq!(skipped.len(), 6);
-        assert!(skipped.iter().all(|skipped| skipped.why.contains("no request can name it")), "{skipped:?}");
+        assert!(skipped.iter().all(|skipped| skipped.contains("no request can name it")), "{skipped:?}");
     }
 
     #[test]
@@ -308,7 +277,7 @@ mod tests {
         for outside in ["handlers", ".", "h/../handlers"] {
             let scan_dir = dir.path().join(outside);
             let error = scan(Scan { scan_dir: Some(&scan_dir), ..plain(&root) }).unwrap_err();
-            assert!(matches!(error, ScanError::Outside { .. }), "{outside}: {error}");
+            assert!(error.contains("expected a directory below"), "{outside}: {error}");
         }
         symlink(dir.path().join("handlers"), root.join("link")).unwrap();
         let scan_dir = root.join("link");
@@ -323,10 +292,10 @@ mod tests {
     fn a_directory_that_is_not_there_is_named() {
         let dir = tree(&["file"]);
         let error = scan(plain(&dir.path().join("nowhere"))).unwrap_err();
-        assert!(error.to_string().starts_with("handler directory "), "{error}");
-        assert!(error.to_string().contains("/nowhere: "), "{error}");
+        assert!(error.starts_with("handler directory "), "{error}");
+        assert!(error.contains("/nowhere: "), "{error}");
         let error = scan(plain(&dir.path().join("file"))).unwrap_err();
-        assert!(error.to_string().contains("/file: "), "{error}");
+        assert!(error.contains("/file: "), "{error}");
     }
 
     #[test]
@@ -378,7 +347,7 @@ mod tests {
         let dir = tree(&[&format!("{deep}a_wsh.so"), &format!("{deep}d/b_wsh.so")]);
         let (found, skipped) = scan(plain(dir.path())).unwrap();
         assert_eq!(resources(&found), [format!("/{deep}a")]);
-        assert!(skipped[0].why.contains("16 directories deep"), "{skipped:?}");
+        assert!(skipped[0].contains("16 directories deep"), "{skipped:?}");
     }
 
     #[test]
@@ -405,7 +374,7 @@ mod tests {
         let names: Vec<String> = reasons(&skipped, dir.path());
         let names: Vec<&str> = names.iter().filter_map(|reason| reason.split(':').next()).collect();
         assert_eq!(names, ["dir", "file_wsh.so", "group_wsh.so", "sticky"]);
-        assert!(skipped[1].why.contains("everybody may write it"), "{skipped:?}");
+        assert!(skipped[1].contains("everybody may write it"), "{skipped:?}");
 
         mode(".", 0o777);
         let (found, skipped) = scan(as_root).unwrap();
@@ -426,7 +395,7 @@ mod tests {
         let somebody = dir.path().metadata().unwrap().uid() + 1;
         let (found, skipped) = scan(Scan { trusted_owner: Some(somebody), ..plain(dir.path()) }).unwrap();
         assert!(found.is_empty());
-        assert!(skipped[0].why.contains(&format!("user {} may write it", somebody - 1)), "{skipped:?}");
+        assert!(skipped[0].contains(&format!("user {} may write it", somebody - 1)), "{skipped:?}");
     }
 
     #[test]

@@ -73,7 +73,7 @@ fn try_find(
         }
         true
     };
-    let (routes, faults) = discover(&config, &old.routes, &go_on).map_err(|error| error.to_string())?;
+    let (routes, faults) = discover(&config, &old.routes, &go_on)?;
     if let Some(why) = refusal(&faults, &old.faults, config.strict_handlers) {
         return Err(why);
     }

@@ -56,7 +56,7 @@ pub(super) fn find_handlers(
 ) -> Result<(Routes, Vec<String>), StartError> {
     let found = discover(config, &Routes::default(), &|| start.received().is_none());
     go_on(start)?;
-    let (routes, faults) = found.map_err(|error| (Exit::Config, error.to_string()))?;
+    let (routes, faults) = found.map_err(|why| (Exit::Config, why))?;
     faults.iter().for_each(|fault| log::warn!("{fault}"));
     if config.strict_handlers && !faults.is_empty() {
         let broken = match faults.len() {

@@ -251,7 +251,7 @@ fn describe(Checked { file, report, findings, .. }: &Checked, out: &mut impl Wri
 fn object(Checked { file, report, findings, .. }: &Checked) -> serde_json::Value {
     json!({
         "file": file.to_string_lossy(),
-        "fault": report.fault.as_ref().map(ToString::to_string),
+        "fault": report.fault,
         "handler": report.offer,
         "findings": findings,
         "log": report.log,

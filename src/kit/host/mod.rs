@@ -144,8 +144,8 @@ impl Host {
         let config = settings::config(dir, &handlers, &served)?;
         sink::start(&config.log)?;
         process::show_panics();
-        let found = discover_by((&own(), served.confinement), &config, &Routes::default(), &|| true);
-        let (routes, faults) = found.map_err(|error| error.to_string())?;
+        let (routes, faults) =
+            discover_by((&own(), served.confinement), &config, &Routes::default(), &|| true)?;
         if let Some(fault) = faults.first() {
             return Err(fault.clone());
         }
