@@ -418,6 +418,7 @@ fn a_discovery_ends_in_routes_and_faults() {
         dir.handler(name, source);
     }
     symlink(dir.path().join("good_wsh.so"), dir.path().join("link_wsh.so")).unwrap();
+    symlink(dir.path().join("dies_wsh.so"), dir.path().join("later_wsh.so")).unwrap();
     let find = |program: &str, known: &Routes| {
         discover_by((program.as_ref(), None), &config(&dir), known, &|| true).unwrap()
     };
@@ -428,9 +429,11 @@ fn a_discovery_ends_in_routes_and_faults() {
     assert!(faults[0].starts_with(&(name("bad") + "exports no ws_handler_entry_v1")), "{faults:?}");
     assert!(faults[1].starts_with(&(name("dies") + "killed by signal 6 (SIGABRT)")), "{faults:?}");
     assert!(faults[1].ends_with("; /dies is not served"), "{faults:?}");
+    assert_eq!(faults[2], "/later is not served: it is another name of /dies");
     // Unchanged files are not probed again.
     std::fs::remove_file(dir.path().join("bad_wsh.so")).unwrap();
     std::fs::remove_file(dir.path().join("dies_wsh.so")).unwrap();
+    std::fs::remove_file(dir.path().join("later_wsh.so")).unwrap();
     let (again, faults) = find("/nowhere", &routes);
     assert_eq!((again.resources().len(), faults), (2, vec![]));
     let (_, faults) = find("/nowhere", &Routes::default());

@@ -57,7 +57,9 @@ pub fn discover_by(
     for (resource, candidate) in candidates {
         let route = match candidate {
             Candidate::Link(first) => {
-                routes.alias(&resource, &first);
+                if !routes.alias(&resource, &first) {
+                    faults.push(format!("{resource} is not served: it is another name of {first}"));
+                }
                 continue;
             }
             Candidate::Known(route) => Ok(route),
