@@ -75,7 +75,7 @@ fn serve(
     spawn::close_inherited(&kept.collect::<Vec<_>>());
     let mut daemon = match Daemon::start(&config.daemon, predecessor.is_some()) {
         Ok(daemon) => daemon,
-        Err(error) => return failed(error.exit(), &error),
+        Err((exit, why)) => return failed(exit, &why),
     };
     if let Err(error) = sink::start(&config.log) {
         let exit = failed(Exit::Config, &error);

@@ -11,7 +11,8 @@ use nix::fcntl::OFlag;
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, fork, pipe2, setsid};
 
-use super::pid_file::{self, PidFile};
+use super::StartError;
+use super::pid_file::PidFile;
 use crate::config;
 use crate::exit::Exit;
 
@@ -29,28 +30,6 @@ pub struct Daemon {
     is_ready: bool,
 }
 
-/// Why there is no daemon.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The system refuses it.
-    #[error("cannot go to the background: {0}")]
-    Detach(#[from] io::Error),
-    /// There can be no pid file.
-    #[error(transparent)]
-    PidFile(#[from] pid_file::Error),
-}
-
-impl Error {
-    /// How the program ends.
-    pub fn exit(&self) -> Exit {
-        match self {
-            Error::Detach(_) => Exit::Internal,
-            Error::PidFile(pid_file::Error::Held { .. }) => Exit::Bind,
-            Error::PidFile(pid_file::Error::Io { .. }) => Exit::Config,
-        }
-    }
-}
-
 /// What the caller is told; else the status to end with.
 const READY: u8 = 0;
 
@@ -58,17 +37,13 @@ impl Daemon {
     /// Goes to the background if configured, and checks that there can be a pid file. Call it in a process with one
     /// thread, and tell [`ended`](Self::ended) how it ends. `is_successor`: this process was started by the server that
     /// it replaces, which is in the background and holds the pid file.
-    pub fn start(settings: &config::Daemon, is_successor: bool) -> Result<Self, Error> {
-        let caller = if settings.detach && !is_successor { Some(detach()?) } else { None };
+    pub fn start(settings: &config::Daemon, is_successor: bool) -> Result<Self, StartError> {
+        let caller = (settings.detach && !is_successor).then(detach).transpose().map_err(not_detached)?;
         let mut daemon =
             Self { caller, pid_path: settings.pid_file.clone(), is_successor, ..Self::default() };
         let check = if is_successor { PidFile::check_directory } else { PidFile::check };
-        if let Err(error) = settings.pid_file.as_deref().map_or(Ok(()), check) {
-            let error = Error::from(error);
-            daemon.tell(error.exit().code() as u8);
-            return Err(error);
-        }
-        Ok(daemon)
+        let checked = settings.pid_file.as_deref().map_or(Ok(()), check);
+        checked.inspect_err(|(exit, _)| daemon.tell(exit.code() as u8)).map(|()| daemon)
     }
 
     /// Whether what goes to the standard streams is read by nobody, or soon will be.
@@ -77,7 +52,7 @@ impl Daemon {
     }
 
     /// Places the pid file. Call it before anybody is told that the server is ready.
-    pub fn place_pid_file(&mut self) -> Result<(), Error> {
+    pub fn place_pid_file(&mut self) -> Result<(), StartError> {
         let Some(path) = &self.pid_path else { return Ok(()) };
         let placed = if self.is_successor { PidFile::take_over(path) } else { PidFile::place(path) };
         self.pid_file = Some(placed?);
@@ -85,10 +60,10 @@ impl Daemon {
     }
 
     /// The server is ready: lets the caller go and leaves its terminal.
-    pub fn ready(&mut self) -> Result<(), Error> {
+    pub fn ready(&mut self) -> Result<(), StartError> {
         self.is_ready = true;
         if self.caller.is_some() {
-            leave_streams()?;
+            leave_streams().map_err(not_detached)?;
             self.tell(READY);
         }
         Ok(())
@@ -100,7 +75,7 @@ impl Daemon {
     }
 
     /// Has the pid file name this process again if a successor, which has failed, has put its own there.
-    pub fn rewrite_pid_file(&mut self) -> Result<(), Error> {
+    pub fn rewrite_pid_file(&mut self) -> Result<(), StartError> {
         if let Some(old) = self.pid_file.as_ref().filter(|file| !file.is_there()) {
             self.pid_file = Some(PidFile::take_over(old.path())?);
         }
@@ -124,6 +99,10 @@ impl Daemon {
             let _ = caller.write_all(&[what]); // it may have gone: somebody has pressed Ctrl-C
         }
     }
+}
+
+fn not_detached(error: io::Error) -> StartError {
+    (Exit::Internal, format!("cannot go to the background: {error}"))
 }
 
 /// Leaves the session and the directory. Returns in the daemon; the process that was called waits to be told how it

@@ -12,26 +12,8 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::unistd::{AccessFlags, eaccess};
 use tempfile::{Builder, NamedTempFile};
 
-/// Why there is no pid file.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Another server has it.
-    #[error("--pid-file {}: another server, process {holder}, holds it", path.display())]
-    Held {
-        /// The file.
-        path: PathBuf,
-        /// Whose it is.
-        holder: i32,
-    },
-    /// It cannot be written.
-    #[error("--pid-file {}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-}
+use super::StartError;
+use crate::exit::Exit;
 
 /// The pid file of a server that serves.
 #[derive(Debug)]
@@ -46,23 +28,22 @@ const TRIES: u32 = 8;
 
 impl PidFile {
     /// Whether no other server holds the file, and one can be made in its directory. Leaves nothing there.
-    pub fn check(path: &Path) -> Result<(), Error> {
-        let failed = |source| io_at(path, source);
-        if let Some(holder) = open(path).and_then(|file| try_lock(&file)).map_err(failed)? {
-            return Err(Error::Held { path: path.to_owned(), holder });
+    pub fn check(path: &Path) -> Result<(), StartError> {
+        match open(path).and_then(|file| try_lock(&file)).map_err(|error| not_written(path, &error))? {
+            Some(holder) => Err(held(path, holder)),
+            None => Self::check_directory(path),
         }
-        Self::check_directory(path)
     }
 
     /// Whether a file can be made in its directory.
-    pub fn check_directory(path: &Path) -> Result<(), Error> {
+    pub fn check_directory(path: &Path) -> Result<(), StartError> {
         let check = |directory| Ok(eaccess(directory, AccessFlags::W_OK | AccessFlags::X_OK)?);
-        directory(path).and_then(check).map_err(|source| io_at(path, source))
+        directory(path).and_then(check).map_err(|error| not_written(path, &error))
     }
 
     /// Puts the file there, whole and locked. One that a server has left behind is replaced, one that is held is not.
-    pub fn place(path: &Path) -> Result<Self, Error> {
-        let failed = |source| io_at(path, source);
+    pub fn place(path: &Path) -> Result<Self, StartError> {
+        let failed = |error| not_written(path, &error);
         let mut draft = draft(path).map_err(failed)?;
         for _ in 0..TRIES {
             draft = match draft.persist_noclobber(path) {
@@ -73,7 +54,7 @@ impl PidFile {
             // Stays locked until it is replaced: of two servers that find it, one gets it.
             let stale = open(path).map_err(failed)?;
             if let Some(holder) = try_lock(&stale).map_err(failed)? {
-                return Err(Error::Held { path: path.to_owned(), holder });
+                return Err(held(path, holder));
             }
             if stale.as_ref().is_some_and(|stale| is_at(stale, path)) {
                 return Self::replace(path, draft);
@@ -83,12 +64,12 @@ impl PidFile {
     }
 
     /// The same whoever holds the file: an upgrade, in which the old server knows.
-    pub fn take_over(path: &Path) -> Result<Self, Error> {
-        draft(path).map_err(|source| io_at(path, source)).and_then(|draft| Self::replace(path, draft))
+    pub fn take_over(path: &Path) -> Result<Self, StartError> {
+        draft(path).map_err(|error| not_written(path, &error)).and_then(|draft| Self::replace(path, draft))
     }
 
-    fn replace(path: &Path, draft: NamedTempFile) -> Result<Self, Error> {
-        let file = draft.persist(path).map_err(|kept| io_at(path, kept.error))?;
+    fn replace(path: &Path, draft: NamedTempFile) -> Result<Self, StartError> {
+        let file = draft.persist(path).map_err(|kept| not_written(path, &kept.error))?;
         Ok(Self { path: path.to_owned(), file })
     }
 
@@ -127,8 +108,12 @@ fn directory(path: &Path) -> io::Result<&Path> {
     Ok(directory.unwrap_or(Path::new(".")))
 }
 
-fn io_at(path: &Path, source: io::Error) -> Error {
-    Error::Io { path: path.to_owned(), source }
+fn not_written(path: &Path, error: &io::Error) -> StartError {
+    (Exit::Config, format!("--pid-file {}: {error}", path.display()))
+}
+
+fn held(path: &Path, holder: i32) -> StartError {
+    (Exit::Bind, format!("--pid-file {}: another server, process {holder}, holds it", path.display()))
 }
 
 /// What is there, if anything.
@@ -260,7 +245,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let link = dir.path().join("pid");
         std::os::unix::fs::symlink("/etc/hostname", &link).unwrap();
-        let error = PidFile::check(&link).unwrap_err().to_string();
+        let (_, error) = PidFile::check(&link).unwrap_err();
         assert!(error.starts_with(&format!("--pid-file {}: ", link.display())), "{error}");
         assert!(PidFile::check("/nowhere/pid".as_ref()).is_err());
         assert!(PidFile::check("/".as_ref()).is_err());

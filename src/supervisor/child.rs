@@ -26,7 +26,7 @@ use crate::fleet::memory::shared::Shared;
 use crate::fleet::process::title;
 use crate::fleet::process::wipe;
 use crate::fleet::sockets::control::{Channel, Report};
-use crate::service::{self, daemonize};
+use crate::service::{self, StartError, daemonize};
 use crate::{log as sink, metrics, worker};
 
 /// Signals that a terminal sends to the whole process group, or that are requests to the supervisor only.
@@ -66,7 +66,7 @@ pub(super) enum Task {
 
 /// What an auxiliary process does until it has nothing left to do; an error tells with which exit code it cannot, and
 /// why. What it is handed gives up what is not needed to serve.
-pub(super) type Serve = Box<dyn FnOnce(&Channel, &dyn Fn() -> io::Result<()>) -> Result<(), (Exit, String)>>;
+pub(super) type Serve = Box<dyn FnOnce(&Channel, &dyn Fn() -> io::Result<()>) -> Result<(), StartError>>;
 
 impl Child {
     /// To its end.

@@ -9,6 +9,7 @@ use crate::exit::Exit;
 use crate::fleet::sockets::listener;
 use crate::gateway;
 use crate::log::{Destination, Settings as LogSettings};
+use crate::service::StartError;
 use crate::service::start_signals::StartSignals;
 
 /// Tests the configuration. What handlers log while they are probed goes to standard error.
@@ -27,7 +28,7 @@ pub fn dry_run(config: &Config) -> Exit {
     }
 }
 
-fn test(config: &Config) -> Result<usize, (Exit, String)> {
+fn test(config: &Config) -> Result<usize, StartError> {
     confine::check(config).map_err(|why| (Exit::Config, why))?;
     let log = LogSettings { destination: Destination::Stderr, access: None, ..config.log.clone() };
     crate::log::start(&log).map_err(|error| (Exit::Config, error.to_string()))?;

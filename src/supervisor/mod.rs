@@ -67,7 +67,8 @@ use crate::fleet::memory::shared::Shared;
 use crate::fleet::process::title;
 use crate::fleet::sockets::control::Command;
 use crate::log::Destination;
-use crate::service::daemonize::{self, Daemon};
+use crate::service::StartError;
+use crate::service::daemonize::Daemon;
 use crate::service::listen_fds::Passed;
 use crate::service::notify::Notify;
 use crate::service::start_signals::{StartSignals, end_by};
@@ -449,13 +450,13 @@ impl Supervisor {
         if !is_due || !self.slots.were_ready() || !self.auxiliaries.are_ready() {
             return;
         }
-        if let Err(error) = self.try_announce() {
-            log::error!(target: crate::log::CRITICAL, "{error}");
-            self.stop(error.exit(), true);
+        if let Err((exit, why)) = self.try_announce() {
+            log::error!(target: crate::log::CRITICAL, "{why}");
+            self.stop(exit, true);
         }
     }
 
-    fn try_announce(&mut self) -> Result<(), daemonize::Error> {
+    fn try_announce(&mut self) -> Result<(), StartError> {
         self.host.daemon.place_pid_file()?;
         self.shared.scoreboard.bulletin().set_reload(true);
         self.shared.scoreboard.bulletin().set_readiness(Readiness::Ready);

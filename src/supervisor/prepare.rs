@@ -31,15 +31,13 @@ use crate::fleet::memory::shared::Shared;
 use crate::fleet::routes::Routes;
 use crate::fleet::sockets::listener::{self, BindError, Bound, Listener};
 use crate::handlers::discover::discover;
+use crate::service::StartError;
 use crate::service::daemonize::Daemon;
 use crate::service::listen_fds::Passed;
 use crate::service::start_signals::{STOP, StartSignals};
 
 /// Room for a message in the record of a crash, where the configuration names none.
 const MESSAGE: usize = 64 * 1024;
-
-/// What keeps the server from starting: how it ends, and why.
-type StartError = (Exit, String);
 
 pub(super) fn internal(error: io::Error) -> StartError {
     (Exit::Internal, error.to_string())

@@ -420,8 +420,8 @@ impl Supervisor {
 
     /// The other executable has ended, and with it what it has put in place of the pid file.
     pub(super) fn successor_ended(&mut self, how: String) {
-        if let Err(error) = self.host.daemon.rewrite_pid_file() {
-            log::error!("{error}");
+        if let Err((_, why)) = self.host.daemon.rewrite_pid_file() {
+            log::error!("{why}");
         }
         self.on_upgrade(Event::Ended(how));
     }
