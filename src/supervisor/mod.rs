@@ -378,7 +378,7 @@ impl Supervisor {
             }
         }
         fds.extend(self.pools.channels().map(|channel| readable(channel.as_fd())));
-        fds.extend(self.upgrade.channels().map(readable));
+        fds.extend(self.upgrade.interest().map(readable));
         fds.extend(self.host.control.interest().filter(|_| self.upgrade.predecessor.is_none()));
         fds.extend(self.unread_inboxes().map(|inbox| readable(inbox.as_fd())));
         match poll(&mut fds, timeout) {
@@ -392,7 +392,6 @@ impl Supervisor {
         self.host.turned = clock::now();
         speakers.into_iter().for_each(|(pid, read)| read(self, pid));
         self.read_forked();
-        self.read_successor();
         self.watch_old_server();
         self.serve_control();
         self.read_signals();

@@ -54,7 +54,7 @@ pub struct Process {
     pub is_retiring: bool,
     /// Of a worker: numbers of the handlers that it was started without.
     pub skipped: Vec<u16>,
-    /// What an errand has handed back.
+    /// What an errand, or another executable, has handed back.
     pub result: Received,
     /// When it gets the next signal, unless it does this before.
     deadline: Instant,
@@ -243,9 +243,8 @@ impl Processes {
 
     /// Pids of all that can be told something.
     pub fn with_channel(&self) -> Vec<Pid> {
-        let listens = |process: &Process| match process.role {
-            Role::Errand(_) => false,
-            _ => process.channel.is_some(),
+        let listens = |process: &Process| {
+            process.channel.is_some() && !matches!(process.role, Role::Errand(_) | Role::Successor)
         };
         self.iter().filter(|(_, process)| listens(process)).map(|(pid, _)| pid).collect()
     }

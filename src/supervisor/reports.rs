@@ -32,8 +32,10 @@ impl Supervisor {
         for _ in 0..AT_ONCE {
             let Some(process) = self.processes.get_mut(pid) else { return };
             let Some(channel) = &process.channel else { return };
-            if let Role::Errand(_) = process.role {
-                return errand::read(process);
+            match process.role {
+                Role::Errand(_) => return errand::read(process),
+                Role::Successor => return self.read_successor(pid),
+                _ => {}
             }
             match channel.recv_report() {
                 Ok(Some(_)) if !process.reports.admits(1, now) => {

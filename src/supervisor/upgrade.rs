@@ -17,7 +17,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::signal::SigSet;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
+use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 use nix::unistd::{AccessFlags, Pid, access, execv, getpid};
 use serde::{Deserialize, Serialize};
@@ -34,6 +34,7 @@ use super::{Busy, Supervisor};
 
 use crate::clock;
 use crate::fleet::memory::scoreboard::{Place, START};
+use crate::fleet::sockets::control::Channel;
 use crate::fleet::sockets::gateway_queue::FORMAT as QUEUE_FORMAT;
 use crate::fleet::sockets::handover::{self, Received};
 use crate::fleet::sockets::inbox::FORMAT;
@@ -161,27 +162,14 @@ pub(super) struct Upgrade {
     pub predecessor: Option<Predecessor>,
     /// The same once it has what it needs, until it ends: it has the listening sockets, too.
     old_server: Option<Predecessor>,
-    /// To the executable that is to replace this one, for as long as this one lives.
-    channel: Option<OwnedFd>,
-    /// What it has handed to this one so far.
-    received: Received,
-    /// Inboxes of its workers, as far as connections can move there.
+    /// Inboxes of the workers of the executable that replaces this one, as far as connections can move there.
     txs: Vec<OwnedFd>,
 }
 
 impl Upgrade {
     pub fn new(invocation: Invocation, predecessor: Option<Predecessor>) -> Self {
         let policy = policy::UpgradeState::default();
-        Self {
-            policy,
-            is_wanted: false,
-            invocation,
-            predecessor,
-            old_server: None,
-            channel: None,
-            received: Received::default(),
-            txs: Vec::new(),
-        }
+        Self { policy, is_wanted: false, invocation, predecessor, old_server: None, txs: Vec::new() }
     }
 
     /// Whether another executable serves in the place of this one.
@@ -194,10 +182,9 @@ impl Upgrade {
         self.old_server.is_some()
     }
 
-    /// What to wait for.
-    pub fn channels(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let channel = self.channel.as_ref().filter(|_| self.policy == policy::UpgradeState::Starting);
-        channel.into_iter().chain(self.old_server.as_ref().map(|old| &old.0)).map(AsFd::as_fd)
+    /// Where the end of the old server shows.
+    pub fn interest(&self) -> Option<BorrowedFd<'_>> {
+        self.old_server.as_ref().map(|old| old.0.as_fd())
     }
 
     /// Where a worker hands its connections over to; the new workers take turns. None if connections cannot move there.
@@ -205,32 +192,10 @@ impl Upgrade {
         let index = slot.checked_rem(self.txs.len())?;
         self.txs.get(index).map(AsFd::as_fd)
     }
-
-    fn read(&mut self) -> Option<Event> {
-        let channel = self.channel.as_ref().filter(|_| self.policy == policy::UpgradeState::Starting)?;
-        loop {
-            match self.received.take(channel.as_fd()) {
-                Ok(false) => {}
-                Ok(true) => {
-                    self.txs = match std::mem::take(&mut self.received).open() {
-                        Ok((Answer::NotExecuted(why), _)) => return Some(Event::Cancel(why)),
-                        Ok((Answer::Ready(FORMAT), txs)) => txs,
-                        // Another form of entries: connections cannot move there.
-                        _ => Vec::new(),
-                    };
-                    return Some(Event::Ready);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
-                // Once, if it has ended without reading all: what it has sent follows.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
-                Err(_) => return Some(Event::Closed),
-            }
-        }
-    }
 }
 
 /// In the child: becomes the other program. Returns only when that fails: why.
-fn replace_image(program: &CString, args: &[CString], fd: &OwnedFd, notify: &Notify) -> String {
+fn replace_image(program: &CString, args: &[CString], fd: BorrowedFd<'_>, notify: &Notify) -> String {
     // SAFETY: the child has one thread, which reads no variable meanwhile.
     unsafe {
         std::env::set_var(VARIABLE, fd.as_raw_fd().to_string());
@@ -265,9 +230,36 @@ impl Supervisor {
         self.on_upgrade(Event::Requested(why_not));
     }
 
-    pub(super) fn read_successor(&mut self) {
-        if let Some(event) = self.upgrade.read() {
-            self.on_upgrade(event);
+    /// What the new executable says. Its channel stays open as long as it lives: it waits for the end of this one there.
+    pub(super) fn read_successor(&mut self, pid: Pid) {
+        while let Some(process) = self.processes.get_mut(pid)
+            && let Some(channel) = &process.channel
+        {
+            match process.result.take(channel.as_fd()) {
+                Ok(false) => {}
+                Ok(true) => {
+                    let event = match std::mem::take(&mut process.result).open() {
+                        Ok((Answer::NotExecuted(why), _)) => Event::Cancel(why),
+                        Ok((Answer::Ready(FORMAT), txs)) => {
+                            self.upgrade.txs = txs;
+                            Event::Ready
+                        }
+                        // Another form of entries: connections cannot move there.
+                        _ => Event::Ready,
+                    };
+                    self.on_upgrade(event);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // Once, if it has ended without reading all: what it has sent follows.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
+                Err(_) => {
+                    process.channel = None;
+                    if self.upgrade.policy.is_pending() {
+                        let to = "exit after it closed its channel before it was ready";
+                        process.hurry(clock::now() + GRACE, to);
+                    }
+                }
+            }
         }
     }
 
@@ -289,13 +281,6 @@ impl Supervisor {
                 }
                 Action::Refuse(why) => self.upgrade_done(Err(format!("upgrade: refused: {why}"))),
                 Action::Fail(why) => self.fail_upgrade(&why),
-                Action::Hurry => {
-                    let processes = self.processes.iter_mut();
-                    let successors = processes.filter(|(_, process)| process.role == Role::Successor);
-                    successors.for_each(|(_, process)| {
-                        process.hurry(clock::now() + GRACE, "exit after it closed its channel")
-                    });
-                }
                 Action::End => {
                     let successor = self.processes.in_role(Role::Successor).next();
                     successor.into_iter().for_each(|pid| self.processes.terminate(pid, clock::now()));
@@ -326,9 +311,8 @@ impl Supervisor {
         let program = text(self.upgrade.invocation.program.as_os_str())?;
         let args =
             self.upgrade.invocation.args.iter().map(|arg| text(arg)).collect::<io::Result<Vec<CString>>>()?;
-        let (ours, theirs) =
-            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
-        fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        let (ours, theirs) = Channel::pair()?;
+        fcntl(&theirs, FcntlArg::F_SETFL(OFlag::empty()))?; // it may wait for this one
         let listeners: Vec<_> = self.generation.sockets().chain(self.host.control.listener()).collect();
         let queue = &self.auxiliaries.gateways.queue;
         let (bus, parts) = self.generation.bus.parts().unzip();
@@ -340,15 +324,14 @@ impl Supervisor {
         handover::send(ours.as_fd(), &handed, &fds)?;
         match fork_child()? {
             Forked::Parent { child } => {
-                let mut process = Process::new(Role::Successor, None, 0, None);
+                let mut process = Process::new(Role::Successor, None, 0, Some(ours));
                 process.set_deadline(clock::now() + TIMEOUT, READY);
                 self.processes.insert(child, process);
-                (self.upgrade.channel, self.upgrade.txs) = (Some(ours), Vec::new());
-                self.upgrade.received = Received::default();
+                self.upgrade.txs.clear();
                 Ok(child)
             }
             Forked::Child { .. } => {
-                let why = replace_image(&program, &args, &theirs, &self.host.notify);
+                let why = replace_image(&program, &args, theirs.as_fd(), &self.host.notify);
                 let _ = handover::send(theirs.as_fd(), &Answer::NotExecuted(why), &[]); // else the status tells
                 exit_child(127)
             }
@@ -388,7 +371,6 @@ impl Supervisor {
             self.all_workers().into_iter().partition(|(_, slot)| leaves(*slot));
         self.abort_rolling("the new executable is gone");
         self.upgrade.txs.clear();
-        self.upgrade.channel = None;
         self.host.notify.main_pid(Pid::this());
         self.host.control.take_back();
         let places: Vec<Place> = staying.into_iter().map(|(place, _)| place).collect();
@@ -413,7 +395,6 @@ impl Supervisor {
     }
 
     fn fail_upgrade(&mut self, why: &str) {
-        self.upgrade.channel = None;
         let program = self.upgrade.invocation.program.display();
         self.upgrade_done(Err(format!("upgrade: failed, and this executable serves on: {program}: {why}")));
     }

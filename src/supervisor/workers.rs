@@ -159,7 +159,7 @@ impl Supervisor {
                 self.slots.on(Event::Killed, now);
             }
             match role {
-                Role::Successor => self.on_upgrade(upgrade::Event::Late),
+                Role::Successor => self.on_upgrade(upgrade::Event::Late(to)),
                 // Perhaps not even SIGKILL ends it before the disk answers.
                 Role::Errand(Errand::Reload) => {
                     let why = "a file system or name server does not answer";
@@ -173,10 +173,8 @@ impl Supervisor {
     /// Collects all children that have ended. What a child said before its end is read first.
     pub(super) fn reap(&mut self) {
         while let Some(pid) = spawn::ended_child() {
-            match self.processes.get(pid).map(|process| process.role) {
-                None => self.read_forked(),
-                Some(Role::Successor) => self.read_successor(),
-                _ => {}
+            if self.processes.get(pid).is_none() {
+                self.read_forked();
             }
             self.read_log(pid, logs::LAST);
             self.read_reports(pid);

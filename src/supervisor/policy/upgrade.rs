@@ -1,12 +1,11 @@
 //! Upgrade: another executable takes over, or this one serves on. Each row is a state, each column an event:
 //!
-//! | | Requested | Ready | Closed | Late | Cancel | Ended |
-//! |---|---|---|---|---|---|---|
-//! | Idle | Start, or Refuse | | | | | |
-//! | Starting | Refuse | HandOver, Serving | Hurry, ChannelClosed | Fail, Ending | Fail, End, Ending | Fail, Idle |
-//! | ChannelClosed | Refuse | | | Fail, Ending | Fail, End, Ending | Fail, Idle |
-//! | Ending | Refuse | | | | | Idle |
-//! | Serving | Refuse | | | | | TakeBack, Idle |
+//! | | Requested | Ready | Late | Cancel | Ended |
+//! |---|---|---|---|---|---|
+//! | Idle | Start, or Refuse | | | | |
+//! | Starting | Refuse | HandOver, Serving | Fail, Ending | Fail, End, Ending | Fail, Idle |
+//! | Ending | Refuse | | | | Idle |
+//! | Serving | Refuse | | | | TakeBack, Idle |
 
 /// How far it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -16,8 +15,6 @@ pub enum UpgradeState {
     Idle,
     /// It was started, and is not ready.
     Starting,
-    /// It has closed its channel: it is ending, or else it is ended.
-    ChannelClosed,
     /// It has failed and is being ended.
     Ending,
     /// It serves; this process hands its connections over.
@@ -31,10 +28,8 @@ pub enum Event {
     Requested(Option<&'static str>),
     /// Its workers are ready to take connections over.
     Ready,
-    /// It has closed its channel, or sent nonsense.
-    Closed,
-    /// It has not become ready in time, and has been sent SIGTERM.
-    Late,
+    /// It did not do this, and has been sent SIGTERM.
+    Late(&'static str),
     /// It has ended; how. Or it could not be started; why.
     Ended(String),
     /// It is not wanted any more, or will not come; why.
@@ -52,8 +47,6 @@ pub enum Action {
     HandOver,
     /// The upgrade has failed; this executable serves on.
     Fail(String),
-    /// End the other executable if it does not end by itself in a moment.
-    Hurry,
     /// End the other executable: SIGTERM, then SIGKILL.
     End,
     /// The other executable is gone although it served: serve again, with new workers.
@@ -68,7 +61,7 @@ impl UpgradeState {
 
     /// Whether the other executable has not failed, and does not serve yet.
     pub fn is_pending(self) -> bool {
-        matches!(self, UpgradeState::Starting | UpgradeState::ChannelClosed)
+        self == UpgradeState::Starting
     }
 
     /// Whether the other executable serves.
@@ -78,26 +71,19 @@ impl UpgradeState {
 
     /// Something has happened: what is to be done.
     pub fn on(&mut self, event: Event) -> Vec<Action> {
-        let fail = |why: &str| Action::Fail(why.to_owned());
         let (state, actions) = match (*self, event) {
             (UpgradeState::Idle, Event::Requested(None)) => (UpgradeState::Starting, vec![Action::Start]),
             (state, Event::Requested(why)) => {
                 (state, vec![Action::Refuse(why.unwrap_or("an upgrade is already under way").to_owned())])
             }
             (UpgradeState::Starting, Event::Ready) => (UpgradeState::Serving, vec![Action::HandOver]),
-            (UpgradeState::Starting, Event::Closed) => (UpgradeState::ChannelClosed, vec![Action::Hurry]),
-            (UpgradeState::ChannelClosed, Event::Late) => {
-                (UpgradeState::Ending, vec![fail("it closed its channel before it was ready")])
+            (UpgradeState::Starting, Event::Late(to)) => {
+                (UpgradeState::Ending, vec![Action::Fail(format!("it did not {to}"))])
             }
-            (UpgradeState::Starting, Event::Late) => {
-                (UpgradeState::Ending, vec![fail("it was not ready in time")])
-            }
-            (UpgradeState::Starting | UpgradeState::ChannelClosed, Event::Cancel(why)) => {
+            (UpgradeState::Starting, Event::Cancel(why)) => {
                 (UpgradeState::Ending, vec![Action::Fail(why), Action::End])
             }
-            (UpgradeState::Starting | UpgradeState::ChannelClosed, Event::Ended(how)) => {
-                (UpgradeState::Idle, vec![Action::Fail(how)])
-            }
+            (UpgradeState::Starting, Event::Ended(how)) => (UpgradeState::Idle, vec![Action::Fail(how)]),
             (UpgradeState::Ending, Event::Ended(_)) => (UpgradeState::Idle, Vec::new()),
             (UpgradeState::Serving, Event::Ended(how)) => (UpgradeState::Idle, vec![Action::TakeBack(how)]),
             (state, _) => (state, Vec::new()),
@@ -109,9 +95,9 @@ impl UpgradeState {
 
 #[cfg(test)]
 mod tests {
-    use super::Action::{End, Fail, HandOver, Hurry, Refuse, Start, TakeBack};
-    use super::Event::{Cancel, Closed, Ended, Late, Ready, Requested};
-    use super::UpgradeState::{ChannelClosed, Ending, Idle, Serving, Starting};
+    use super::Action::{End, Fail, HandOver, Refuse, Start, TakeBack};
+    use super::Event::{Cancel, Ended, Late, Ready, Requested};
+    use super::UpgradeState::{Ending, Idle, Serving, Starting};
 
     #[test]
     fn what_happens_in_each_state() {
@@ -125,21 +111,15 @@ mod tests {
             (Idle, Cancel(text("stop")), Idle, vec![]),
             (Starting, Requested(None), Starting, under_way()),
             (Starting, Ready, Serving, vec![HandOver]),
-            (Starting, Closed, ChannelClosed, vec![Hurry]),
-            (ChannelClosed, Late, Ending, vec![Fail(text("it closed its channel before it was ready"))]),
-            (ChannelClosed, Cancel(text("stop")), Ending, vec![Fail(text("stop")), End]),
-            (ChannelClosed, ended(), Idle, vec![Fail(text("it died"))]),
-            (Starting, Late, Ending, vec![Fail(text("it was not ready in time"))]),
+            (Starting, Late("become ready"), Ending, vec![Fail(text("it did not become ready"))]),
             (Starting, Cancel(text("stop")), Ending, vec![Fail(text("stop")), End]),
             (Starting, ended(), Idle, vec![Fail(text("it died"))]),
             (Ending, Requested(None), Ending, under_way()),
             (Ending, Ready, Ending, vec![]),
-            (Ending, Closed, Ending, vec![]),
-            (Ending, Late, Ending, vec![]),
+            (Ending, Late("exit"), Ending, vec![]),
             (Ending, Cancel(text("stop")), Ending, vec![]),
             (Ending, ended(), Idle, vec![]),
             (Serving, Requested(None), Serving, under_way()),
-            (Serving, Closed, Serving, vec![]),
             (Serving, Cancel(text("stop")), Serving, vec![]),
             (Serving, ended(), Idle, vec![TakeBack(text("it died"))]),
         ];
