@@ -82,8 +82,8 @@ pub struct Rate {
 
 impl Rate {
     /// Allows `most` events per second; 0: unlimited.
-    pub fn new(most: u64, burst: Duration) -> Self {
-        Self { most, burst, due: Instant::default() }
+    pub const fn new(most: u64, burst: Duration) -> Self {
+        Self { most, burst, due: Instant(0) }
     }
 
     /// Whether `count` events are allowed now; if so, counts them. A count above the burst is allowed after a pause,

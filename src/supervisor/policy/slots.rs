@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::backoff::{Backoff, Rule};
 use crate::exit::Exit;
-use crate::time::Instant;
+use crate::time::{Instant, Rate};
 
 /// Something has happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,10 +69,10 @@ pub enum Action {
 const SERVED: Duration = Duration::from_secs(1);
 /// So many failed starts in a row, in every slot, and the server gives up.
 const FAILED_STARTS: u32 = 5;
-/// Crashes in a row, while serving, after each of which a worker is restarted at once; one is forgiven in each
-/// [`FORGIVEN`], for which the next restart waits.
-const CRASHES: u32 = 100;
-const FORGIVEN: Duration = Duration::from_millis(100);
+/// Crashes in a second, while serving, after each of which a worker is restarted at once.
+const CRASHES: u64 = 10;
+/// After a rest there may be as many at once as in this time.
+const BURST: Duration = Duration::from_secs(10);
 const RESTART: Rule = Rule {
     free: 1,
     first: Duration::from_secs(1),
@@ -97,9 +97,8 @@ struct Slot {
     restart: Backoff,
     /// Starts in a row that ended before the worker was ready.
     failed_starts: u32,
-    /// Crashes that are not forgiven, at most one more than [`CRASHES`], and when that was.
-    crashes: u32,
-    crashed: Option<Instant>,
+    /// Those while it served.
+    crashes: Rate,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -270,40 +269,18 @@ impl Slots {
             (Some(Occupant::Running { since }), None) if !served && now.since(since) < SERVED => {
                 self.died(slot, now);
             }
-            (Some(Occupant::Running { .. }), None) if self.crashes_too_often(slot, now) => {
-                if let Some(slot) = self.slots.get_mut(slot) {
-                    slot.process = Occupant::Due(now + FORGIVEN);
-                }
+            (Some(Occupant::Running { .. }), None) => {
+                let slot = &mut self.slots[slot];
+                slot.process = Occupant::Due(slot.crashes.opens(now).unwrap_or(now));
+                slot.crashes.add(1, now);
             }
-            (Some(Occupant::Running { .. }), None) => self.orphaned(slot),
             (Some(Occupant::Running { since }), Some(stop))
                 if !stop.at_once && (served || since < stop.since) =>
             {
-                self.orphaned(slot);
+                self.slots[slot].process = Occupant::Starting;
+                self.actions.extend([Action::Spawn(slot), Action::Stop(slot)]);
             }
             _ => self.died(slot, now),
-        }
-    }
-
-    /// Whether the crashes of a slot, of which this is one more, are not those of a worker that serves in between.
-    fn crashes_too_often(&mut self, slot: usize, now: Instant) -> bool {
-        let Some(slot) = self.slots.get_mut(slot) else { return false };
-        let passed = slot.crashed.map_or(Duration::MAX, |crashed| now.since(crashed));
-        let forgiven = u32::try_from(passed.as_nanos() / FORGIVEN.as_nanos()).unwrap_or(u32::MAX);
-        slot.crashes = slot.crashes.saturating_sub(forgiven).min(CRASHES) + 1;
-        if forgiven > 0 {
-            slot.crashed = Some(now);
-        }
-        slot.crashes > CRASHES
-    }
-
-    /// A worker takes up what waits in the inbox.
-    fn orphaned(&mut self, number: usize) {
-        let Some(slot) = self.slots.get_mut(number) else { return };
-        slot.process = Occupant::Starting;
-        self.actions.push_back(Action::Spawn(number));
-        if self.stop.is_some() {
-            self.actions.push_back(Action::Stop(number));
         }
     }
 
@@ -365,8 +342,7 @@ impl Slot {
         process: Occupant::Gone,
         restart: Backoff::new(RESTART),
         failed_starts: 0,
-        crashes: 0,
-        crashed: None,
+        crashes: Rate::new(CRASHES, BURST),
     };
 }
 
