@@ -80,28 +80,13 @@ impl Control {
 
     /// The socket, for another server.
     pub fn listener(&self) -> Option<&Arc<Listener>> {
-        self.socket.as_ref().map(Socket::listener)
+        self.socket.as_ref().map(|socket| &socket.listener)
     }
 
-    /// Another server has taken the socket over.
-    pub fn hand_over(&mut self) {
-        self.socket.iter_mut().for_each(Socket::hand_over);
-    }
-
-    /// The other server is gone.
-    pub fn take_back(&mut self) {
-        self.socket.iter_mut().for_each(Socket::take_back);
-    }
-
-    /// Removes the socket's file.
-    pub fn remove_file(&self) {
-        self.socket.iter().for_each(Socket::remove_file);
-    }
-
-    /// What the supervisor's loop is to wait for.
-    pub fn interest(&self) -> impl Iterator<Item = PollFd<'_>> {
+    /// What the supervisor's loop is to wait for. Unless it `accepts` another server has taken the socket over.
+    pub fn interest(&self, accepts: bool) -> impl Iterator<Item = PollFd<'_>> {
         let recording = self.recording.iter().map(Recording::interest);
-        self.socket.iter().flat_map(Socket::interest).chain(recording)
+        self.socket.iter().flat_map(move |socket| socket.interest(accepts)).chain(recording)
     }
 
     /// When [`read`](Self::read) and [`serve`](Self::serve) are to be called at the latest.
@@ -112,8 +97,8 @@ impl Control {
 
     /// Reads requests and sends answers as far as possible without waiting; true if [`serve`](Self::serve) has
     /// something to do.
-    pub fn read(&mut self, now: Instant) -> bool {
-        let asked = self.socket.as_mut().map(|socket| socket.turn(now));
+    pub fn read(&mut self, accepts: bool, now: Instant) -> bool {
+        let asked = self.socket.as_mut().map(|socket| socket.turn(accepts, now));
         self.asked.extend(asked.into_iter().flatten());
         let is_over = self.recording.as_ref().is_some_and(Recording::is_over);
         is_over || !self.asked.is_empty() || !self.pending.is_empty()

@@ -35,9 +35,7 @@ pub type Number = u64;
 
 /// A listening control socket and its clients.
 pub struct Socket {
-    listener: Arc<Listener>,
-    /// False while another server has taken it over.
-    accepts: bool,
+    pub listener: Arc<Listener>,
     /// The file's permissions decide about users other than root and the server's own.
     open_to_group: bool,
     clients: Vec<Client>,
@@ -92,40 +90,13 @@ impl Socket {
             Some(listener) => Arc::clone(listener),
             None => Arc::new(listener::bind_private(path, group, BACKLOG)?),
         };
-        Ok(Self {
-            listener,
-            accepts: true,
-            open_to_group: group.is_some(),
-            clients: Vec::new(),
-            accept_at: None,
-            next: 1,
-        })
+        Ok(Self { listener, open_to_group: group.is_some(), clients: Vec::new(), accept_at: None, next: 1 })
     }
 
-    /// Removes the file, unless another server has replaced it.
-    pub fn remove_file(&self) {
-        self.listener.remove_file();
-    }
-
-    /// For another server, which takes it over.
-    pub fn listener(&self) -> &Arc<Listener> {
-        &self.listener
-    }
-
-    /// Accepts no more clients; the present ones are served.
-    pub fn hand_over(&mut self) {
-        self.accepts = false;
-    }
-
-    /// Accepts clients again.
-    pub fn take_back(&mut self) {
-        self.accepts = true;
-    }
-
-    /// What to wait for. Of clients that wait for an answer only that they leave.
-    pub fn interest(&self) -> impl Iterator<Item = PollFd<'_>> {
+    /// What to wait for. Of clients that wait for an answer only that they leave. `accepts`: see [`turn`](Self::turn).
+    pub fn interest(&self, accepts: bool) -> impl Iterator<Item = PollFd<'_>> {
         let has_room = self.clients.len() < MAX_CLIENTS && self.accept_at.is_none();
-        let listener = Some(&self.listener).filter(|_| self.accepts && has_room);
+        let listener = Some(&self.listener).filter(|_| accepts && has_room);
         let listener = listener.map(|listener| PollFd::new(listener.as_fd(), PollFlags::POLLIN));
         let clients = self.clients.iter().filter_map(|client| {
             let flags = match client.state {
@@ -144,9 +115,12 @@ impl Socket {
         self.clients.iter().map(|client| client.deadline).chain(self.accept_at).min()
     }
 
-    /// Does what can be done without waiting; returns the requests that have come.
-    pub fn turn(&mut self, now: Instant) -> Vec<Asked> {
-        self.accept(now);
+    /// Does what can be done without waiting; returns the requests that have come. `accepts`: no other server has taken
+    /// the socket over.
+    pub fn turn(&mut self, accepts: bool, now: Instant) -> Vec<Asked> {
+        if accepts && self.accept_at.is_none_or(|at| at <= now) {
+            self.accept(now);
+        }
         let mut asked = Vec::new();
         for client in &mut self.clients {
             match client.read(now) {
@@ -184,13 +158,7 @@ impl Socket {
     }
 
     fn accept(&mut self, now: Instant) {
-        if self.accept_at.is_some_and(|at| at > now) {
-            return;
-        }
         self.accept_at = None;
-        if !self.accepts {
-            return;
-        }
         while self.clients.len() < MAX_CLIENTS {
             let stream = match SockRef::from(&*self.listener).accept() {
                 Ok((stream, _)) => stream,
@@ -205,16 +173,9 @@ impl Socket {
             let peer = stream.set_nonblocking(true).and(peer);
             match peer {
                 Ok(peer) => {
-                    let (number, deadline) = (self.next, now + IDLE);
+                    let (number, state, deadline) = (self.next, State::Asking(Vec::new()), now + IDLE);
                     self.next += 1;
-                    self.clients.push(Client {
-                        number,
-                        stream,
-                        peer,
-                        state: State::Asking(Vec::new()),
-                        fd: None,
-                        deadline,
-                    });
+                    self.clients.push(Client { number, stream, peer, state, fd: None, deadline });
                 }
                 Err(error) => log::warn!("control socket: client dropped: {error}"),
             }
@@ -355,12 +316,12 @@ mod tests {
         let (mut socket, dir) = bound();
         let mut client = connect(&dir);
         client.write_all(b"{\"a\":").unwrap();
-        assert!(socket.turn(at(0)).is_empty());
+        assert!(socket.turn(true, at(0)).is_empty());
         client.write_all(b"1}\nmore").unwrap();
-        let asked = socket.turn(at(1));
+        let asked = socket.turn(true, at(1));
         assert_eq!((asked.len(), &asked[0].line[..]), (1, &b"{\"a\":1}"[..]));
         assert_eq!((asked[0].pid, asked[0].uid), (std::process::id() as i32, geteuid().as_raw()));
-        assert!(socket.turn(at(2)).is_empty(), "one request each");
+        assert!(socket.turn(true, at(2)).is_empty(), "one request each");
         socket.answer(asked[0].client, b"yes\n".to_vec(), at(3));
         let mut line = String::new();
         io::BufReader::new(&client).read_line(&mut line).unwrap();
@@ -376,9 +337,7 @@ mod tests {
         assert_eq!(mode("control"), 0o600);
         let group = Socket::bind(&dir.path().join("group"), Some(nix::unistd::getegid()), &[]).unwrap();
         assert_eq!(mode("group"), 0o660);
-        for socket in [socket, group] {
-            socket.remove_file();
-        }
+        [socket, group].iter().for_each(|socket| socket.listener.remove_file());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
@@ -386,22 +345,22 @@ mod tests {
     fn who_says_nothing_or_too_much_is_told_so() {
         let (mut socket, dir) = bound();
         let mut silent = connect(&dir);
-        socket.turn(at(0));
+        socket.turn(true, at(0));
         assert_eq!(socket.deadline(), Some(at(0) + IDLE));
-        socket.turn(at(0) + (IDLE - TICK));
+        socket.turn(true, at(0) + (IDLE - TICK));
         assert_eq!(socket.clients.len(), 1);
-        socket.turn(at(0) + IDLE);
+        socket.turn(true, at(0) + IDLE);
         assert!(error(&mut silent).contains("within 5 seconds"));
         let mut talker = connect(&dir);
         talker.write_all(&[b'x'; MAX_BYTES + 100]).unwrap();
-        (0..MAX_BYTES / READ).for_each(|_| assert!(socket.turn(at(0)).is_empty()));
+        (0..MAX_BYTES / READ).for_each(|_| assert!(socket.turn(true, at(0)).is_empty()));
         let mut line = Vec::new();
         // What it had sent beyond the bound was never read, which it is told after the answer.
         let _ = talker.read_to_end(&mut line);
         assert!(answer::read(&line).unwrap().unwrap_err().contains("too long"));
         let gone = connect(&dir);
         drop(gone);
-        socket.turn(at(0));
+        socket.turn(true, at(0));
         assert_eq!((socket.clients.len(), socket.deadline()), (0, None));
     }
 
@@ -413,7 +372,7 @@ mod tests {
         for client in &mut clients {
             client.write_all(b"\n").unwrap();
         }
-        for asked in socket.turn(at(0)) {
+        for asked in socket.turn(true, at(0)) {
             socket.answer(asked.client, long.clone(), at(0));
         }
         assert_eq!(socket.clients.len(), 2);
@@ -423,7 +382,7 @@ mod tests {
         while taken < long.len() {
             now = now + (IDLE - TICK);
             taken += reader.read(&mut bytes).unwrap();
-            socket.turn(now);
+            socket.turn(true, now);
         }
         assert!(now > at(0) + IDLE);
         assert_eq!((taken, socket.clients.len()), (long.len(), 0));
@@ -433,15 +392,15 @@ mod tests {
     fn those_that_are_too_many_wait_their_turn() {
         let (mut socket, dir) = bound();
         let mut clients: Vec<UnixStream> = (0..MAX_CLIENTS + 2).map(|_| connect(&dir)).collect();
-        socket.turn(at(0));
-        assert_eq!((socket.clients.len(), socket.interest().count()), (MAX_CLIENTS, MAX_CLIENTS));
+        socket.turn(true, at(0));
+        assert_eq!((socket.clients.len(), socket.interest(true).count()), (MAX_CLIENTS, MAX_CLIENTS));
         for client in &mut clients {
             client.write_all(b"x\n").unwrap();
         }
-        let asked = socket.turn(at(0));
-        assert_eq!((asked.len(), socket.interest().count()), (MAX_CLIENTS, MAX_CLIENTS), "that they leave");
+        let asked = socket.turn(true, at(0));
+        assert_eq!((asked.len(), socket.interest(true).count()), (MAX_CLIENTS, MAX_CLIENTS), "that they leave");
         asked.iter().for_each(|asked| socket.answer(asked.client, b"y\n".to_vec(), at(0)));
-        assert_eq!(socket.turn(at(0)).len(), 2);
+        assert_eq!(socket.turn(true, at(0)).len(), 2);
     }
 
     #[test]
@@ -451,13 +410,13 @@ mod tests {
         for client in &mut clients {
             client.write_all(b"x\n").unwrap();
         }
-        socket.turn(at(0));
+        socket.turn(true, at(0));
         let mut last = clients.pop().unwrap();
         // One that has only ended its request stays.
         clients[0].shutdown(std::net::Shutdown::Write).unwrap();
         clients.truncate(1);
-        socket.turn(at(1));
-        let asked = socket.turn(at(2));
+        socket.turn(true, at(1));
+        let asked = socket.turn(true, at(2));
         assert_eq!((asked.len(), socket.clients.len()), (1, 2));
         socket.answer(asked[0].client, b"y\n".to_vec(), at(3));
         let mut line = Vec::new();
@@ -470,10 +429,10 @@ mod tests {
         let (mut socket, dir) = bound();
         let mut client = connect(&dir);
         client.write_all(b"x\n").unwrap();
-        assert_eq!(socket.turn(at(0)).len(), 1);
-        socket.turn(at(0) + (LONGEST - TICK));
+        assert_eq!(socket.turn(true, at(0)).len(), 1);
+        socket.turn(true, at(0) + (LONGEST - TICK));
         assert_eq!(socket.clients.len(), 1);
-        socket.turn(at(0) + LONGEST);
+        socket.turn(true, at(0) + LONGEST);
         assert!(error(&mut client).contains("ten minutes"));
     }
 }

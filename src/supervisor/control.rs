@@ -21,7 +21,8 @@ impl Supervisor {
     /// Serves clients of the control socket. While another executable still serves, it is the one to be asked.
     pub(super) fn serve_control(&mut self) {
         let now = clock::now();
-        if self.upgrade.predecessor.is_some() || !self.host.control.read(now) {
+        let accepts = !self.upgrade.is_superseded();
+        if self.upgrade.predecessor.is_some() || !self.host.control.read(accepts, now) {
             return;
         }
         let mut control = std::mem::take(&mut self.host.control); // the view borrows the rest

@@ -223,8 +223,8 @@ impl Supervisor {
         if let LoopEnd::Exit(exit) = outcome {
             // Another server has them, too, or takes them back.
             if !self.shared.scoreboard.are_sockets_shared() {
-                self.generation.sockets().for_each(|listener| listener.remove_file());
-                self.host.control.remove_file();
+                let sockets = self.generation.sockets().chain(self.host.control.listener());
+                sockets.for_each(|listener| listener.remove_file());
             }
             if !is_log_seen && !self.host.daemon.is_ready() {
                 eprintln!("wshd: ended with status {} before it was ready; see the log", exit.code());
@@ -379,7 +379,8 @@ impl Supervisor {
         }
         fds.extend(self.pools.channels().map(|channel| readable(channel.as_fd())));
         fds.extend(self.upgrade.interest().map(readable));
-        fds.extend(self.host.control.interest().filter(|_| self.upgrade.predecessor.is_none()));
+        let accepts = !self.upgrade.is_superseded();
+        fds.extend(self.host.control.interest(accepts).filter(|_| self.upgrade.predecessor.is_none()));
         fds.extend(self.unread_inboxes().map(|inbox| readable(inbox.as_fd())));
         match poll(&mut fds, timeout) {
             Ok(_) | Err(nix::Error::EINTR) => {}

@@ -349,7 +349,6 @@ impl Supervisor {
             log::warn!("upgrade: the new executable cannot take up connections; they are closed");
         }
         self.abort_rolling("another executable takes over");
-        self.host.control.hand_over();
         for (_, slot) in self.all_workers() {
             let step = Step { start: None, retire: Some(slot) };
             self.rolling.policy.on(rolling_restart::Event::Step(step));
@@ -372,7 +371,6 @@ impl Supervisor {
         self.abort_rolling("the new executable is gone");
         self.upgrade.txs.clear();
         self.host.notify.main_pid(Pid::this());
-        self.host.control.take_back();
         let places: Vec<Place> = staying.into_iter().map(|(place, _)| place).collect();
         for (pool, settings) in (0_u16..).zip(&self.generation.config.clone().pools) {
             let missing = (0..settings.workers as u16).map(|number| Place { pool, number });
