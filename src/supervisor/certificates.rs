@@ -46,7 +46,7 @@ impl Supervisor {
                 if looks.have_settled(&stamps, &certificates) {
                     return outbox.send(&stamps, &[]);
                 }
-                outbox.go_on();
+                outbox.go_on()?;
                 std::thread::sleep(PAUSE);
             }
         };

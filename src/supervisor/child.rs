@@ -92,7 +92,7 @@ impl Child {
                     shared
                         .restrict_to(Part::Worker { pool, reaches: &|other| config.reaches(pool, other) })?;
                     prepare(is_detached)?;
-                    log.map_or(Ok(()), |log| relay_output(log, is_detached))?;
+                    log.map_or(Ok(()), relay_output)?;
                     confinement.map_or(Ok(()), |to| to.with_files(&config, files).enter())?;
                     end_with(supervisor, timeout)?;
                     Ok(start)
@@ -163,11 +163,9 @@ pub(super) fn exit_child(code: i32) -> ! {
 }
 
 /// This process has no file of the log from here on, and none of what the server was started with.
-fn relay_output(log: OwnedFd, is_detached: bool) -> io::Result<()> {
-    if !is_detached {
-        dup2_stdout(&log)?;
-        dup2_stderr(&log)?;
-    }
+fn relay_output(log: OwnedFd) -> io::Result<()> {
+    dup2_stdout(&log)?;
+    dup2_stderr(&log)?;
     sink::relay(log)
 }
 

@@ -30,9 +30,9 @@ const ERRAND: Duration = Duration::from_secs(10);
 pub(super) struct Outbox(Channel);
 
 impl Outbox {
-    /// It goes on.
-    pub fn go_on(&self) {
-        let _ = handover::go_on(self.0.as_fd()); // if nobody hears it, this process ends, too
+    /// It goes on; an error if nobody hears it any more.
+    pub fn go_on(&self) -> io::Result<()> {
+        handover::go_on(self.0.as_fd())
     }
 
     /// Hands back what has come of it; once.

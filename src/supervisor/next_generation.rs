@@ -67,11 +67,11 @@ fn try_find(
     let config = config.following(&old.config);
     let said = Cell::new(clock::now());
     let go_on = || {
-        if clock::now().since(said.get()) >= SIGN_OF_LIFE {
-            outbox.go_on();
-            said.set(clock::now());
+        if clock::now().since(said.get()) < SIGN_OF_LIFE {
+            return true;
         }
-        true
+        said.set(clock::now());
+        outbox.go_on().is_ok()
     };
     let (routes, faults) = discover(&config, &old.routes, &go_on)?;
     if let Some(why) = refusal(&faults, &old.faults, config.strict_handlers) {

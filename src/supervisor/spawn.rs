@@ -56,21 +56,17 @@ pub(super) fn worker(
     };
     let forked = Channel::pair().and_then(|channels| {
         let record = supervisor.shared.scoreboard.slot(slot).ok_or(io::ErrorKind::NotFound)?;
-        record.begin(clock::now());
-        supervisor.shared.mend(usize::from(record.place().pool), is_ours);
-        supervisor.shared.counters.enter_place(record.place())?.starts.add(1);
+        let counters = supervisor.shared.counters.enter_place(record.place())?;
         let is_boundary = !generation.config.reaches(record.place().pool.into(), 0);
         let log = is_boundary.then(LineSource::pair).transpose()?.unzip();
+        record.begin(clock::now());
+        supervisor.shared.mend(usize::from(record.place().pool), is_ours);
+        counters.starts.add(1);
         if role == Role::Standby {
             record.set_state(State::Standby);
         }
-        match fork_child() {
-            Ok(child) => Ok((channels, record, log, child)),
-            Err(error) => {
-                record.end();
-                Err(error)
-            }
-        }
+        let child = fork_child().inspect_err(|_| record.end())?;
+        Ok((channels, record, log, child))
     });
     let ((ours, theirs), record, (source, log), child) = match forked {
         Ok(forked) => forked,

@@ -346,7 +346,7 @@ impl Supervisor {
             self.host.notify.main_pid(pid);
         }
         if self.upgrade.txs.is_empty() {
-            log::warn!("upgrade: the new executable cannot take up connections; they are closed");
+            log::warn!("upgrade: the new executable cannot take up connections; they are closed over drain_timeout");
         }
         self.abort_rolling("another executable takes over");
         for (_, slot) in self.all_workers() {

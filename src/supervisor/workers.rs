@@ -163,7 +163,7 @@ impl Supervisor {
                 // Perhaps not even SIGKILL ends it before the disk answers.
                 Role::Errand(Errand::Reload) => {
                     let why = "a file system or name server does not answer";
-                    self.reload_prepared(pid, Err(why.to_owned()));
+                    self.errand_ended(Errand::Reload, pid, Err(why.to_owned()));
                 }
                 _ => {}
             }
