@@ -158,8 +158,8 @@ impl Supervisor {
     }
 
     fn begin_standby(&mut self, place: Place) {
-        // One that has just ended is reaped soon, and then restarted where it was to serve.
-        let Some((pid, slot)) = self.standby(place) else { return };
+        // One that has ended since it was ready is restarted where it was to serve.
+        let Some((pid, slot)) = self.standby(place) else { return self.want_worker(place) };
         self.processes.set_role(pid, Role::Worker);
         if let Some(record) = self.shared.scoreboard.slot(slot) {
             record.set_state(State::Running); // from here on it has to respond
@@ -167,6 +167,14 @@ impl Supervisor {
         self.command(slot, Command::Begin, None);
         self.maintenance.begin_rebalance(clock::now());
         self.slots.on(slots::Event::Adopted(slot), clock::now());
+    }
+
+    /// Has a worker be started in this place.
+    pub(super) fn want_worker(&mut self, place: Place) {
+        match self.free_slot(place) {
+            Ok(slot) => self.slots.on(slots::Event::Wanted(slot), clock::now()),
+            Err(error) => log::error!("no slot for a worker: {error}"),
+        }
     }
 
     /// The slot whose worker is in this place, other than one.

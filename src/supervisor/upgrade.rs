@@ -25,7 +25,6 @@ use serde::{Deserialize, Serialize};
 use super::bus::Bus;
 use super::child::exit_child;
 use super::policy::rolling_restart::{self, Step};
-use super::policy::slots;
 use super::policy::upgrade::{self as policy, Action, Event};
 use super::processes::{GRACE, Process, READY};
 use super::role::Role;
@@ -374,12 +373,7 @@ impl Supervisor {
         let places: Vec<Place> = staying.into_iter().map(|(place, _)| place).collect();
         for (pool, settings) in (0_u16..).zip(&self.generation.config.clone().pools) {
             let missing = (0..settings.workers as u16).map(|number| Place { pool, number });
-            for place in missing.filter(|place| !places.contains(place)) {
-                match self.free_slot(place) {
-                    Ok(slot) => self.slots.on(slots::Event::Wanted(slot), clock::now()),
-                    Err(error) => log::error!("upgrade: no slot for a worker: {error}"),
-                }
-            }
+            missing.filter(|place| !places.contains(place)).for_each(|place| self.want_worker(place));
         }
         // What they have goes to those that start here.
         let leaving = leaving.into_iter().filter_map(|(_, slot)| self.processes.holder(slot));
