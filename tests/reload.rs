@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use client::{Raw, ask, connect, header};
 use crowd::{Crowd, Habits, SMALL_TALK};
-use daemon::{Dir, Server, until};
+use daemon::{Dir, Server, is_alive, is_idle, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -563,6 +563,34 @@ fn a_reload_whose_second_worker_fails_changes_nothing() {
             assert_eq!(connect_and_ask(&server, "/chat", "version"), "1");
         }
     }
+    server.stop();
+}
+
+#[test]
+fn a_new_worker_that_dies_as_soon_as_it_is_ready_is_started_again() {
+    let dir = Dir::new();
+    install(&dir, "chat", &versioned(1, ""));
+    let mut server = Server::start(&dir, &["--workers", "1"]);
+    let mark = dir.path().join("started");
+    // The first one that starts takes its time.
+    let start = format!(
+        "FILE *mark = fopen(\"{}\", \"wx\"); if (mark != NULL) {{ fprintf(mark, \"%d\\n\", (int)getpid()); \
+         fflush(mark); sleep(1); fprintf(mark, \"started\\n\"); fclose(mark); }}",
+        mark.display()
+    );
+    install(&dir, "chat", &versioned(2, &start));
+    server.signal(Signal::SIGHUP);
+    let marked = || fs::read_to_string(&mark).unwrap_or_default();
+    until("the new worker starts", || marked().ends_with('\n'));
+    // The supervisor finds that it is ready and that it has died in the same turn.
+    server.signal(Signal::SIGSTOP);
+    let pid: i32 = marked().lines().next().unwrap().parse().unwrap();
+    until("the new worker waits", || marked().contains("started") && is_idle(pid));
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    until("the new worker has died", || !is_alive(pid));
+    server.signal(Signal::SIGCONT);
+    until("the new version answers", || connect_and_ask(&server, "/chat", "version") == "2");
+    until("one worker is left", || server.workers().len() == 1);
     server.stop();
 }
 

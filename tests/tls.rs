@@ -332,7 +332,9 @@ impl<T: Read + Write> ReadWrite for T {}
 #[test]
 fn a_changed_certificate_is_loaded_without_a_reload() {
     let (dir, authority) = set_up();
-    let server = start(&dir, &[]);
+    let server = start(&dir, &["--metrics", "127.0.0.1:0"]);
+    std::fs::write(dir.path().join("bad_wsh.so"), "junk").unwrap();
+    reload(&server, "reload: failed");
     let mut old = Client::of(&authority).open(port(&server), "/echo").unwrap();
     authority.issue("second", &["localhost"]);
     for end in ["pem", "key"] {
@@ -341,6 +343,7 @@ fn a_changed_certificate_is_loaded_without_a_reload() {
     }
     let seen = || shown(&Client::of(&authority).connect(port(&server)).unwrap());
     until("the new one is shown", || seen() == "second");
+    assert!(metrics(&server).contains("\nwshd_last_reload_successful 0\n"), "what is configured is not in force");
     // An invalid one is logged once, and changes nothing.
     std::fs::write(authority.file("cert.key"), "nothing").unwrap();
     server.says("no private key in PEM");

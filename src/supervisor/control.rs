@@ -90,7 +90,8 @@ impl Supervisor {
     fn cancel(&mut self) -> Result<Value, String> {
         const WHY: &str = "cancelled by wshd ctl";
         if self.rolling.reload.is_some() {
-            self.abort_rolling(WHY);
+            self.cancel_loading(WHY);
+            self.rolling.policy.on(rolling_restart::Event::CancelReload(WHY.to_owned()));
             return Ok("reload cancelled".into());
         }
         if self.upgrade.policy.is_pending() {

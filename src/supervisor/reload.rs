@@ -27,7 +27,7 @@ impl Supervisor {
         if !self.rolling.is_reload_wanted || !is_idle || !is_ready {
             return false;
         }
-        self.rolling.is_reload_wanted = false;
+        (self.rolling.is_reload_wanted, self.rolling.is_reload) = (false, true);
         self.host.control.reload_begins();
         if let Some(why) = self.busy(&[]) {
             self.end_reload(Err(failed(why)));
@@ -189,9 +189,11 @@ impl Supervisor {
                 log::error!("reload: {why}");
             }
         }
-        self.shared.scoreboard.bulletin().set_reload(result.is_ok());
-        self.host.control.reload_ends(&result);
-        self.host.notify.ready(&self.summary());
+        if std::mem::take(&mut self.rolling.is_reload) {
+            self.shared.scoreboard.bulletin().set_reload(result.is_ok());
+            self.host.control.reload_ends(&result);
+            self.host.notify.ready(&self.summary());
+        }
     }
 }
 

@@ -28,6 +28,8 @@ pub(super) struct Rolling {
     pub reload: Option<PendingReload>,
     /// A reload is to begin as soon as nothing else is being replaced.
     pub is_reload_wanted: bool,
+    /// What is replaced was asked for by a reload; else certificates have changed, or a suspect is isolated.
+    pub is_reload: bool,
     /// The log of before the reload, if that has another one.
     pub former_log: Option<sink::Former>,
     /// Workers may be left of a generation before the one in force: a reload did not replace all of them.

@@ -34,6 +34,8 @@ pub enum Event {
     Left(usize),
     /// A worker that was to be added is not wanted any more.
     Cancel(Place),
+    /// The reload is not wanted any more, of which nothing serves yet; the reason.
+    CancelReload(String),
     /// Nothing is replaced any more; the reason.
     Abort(String),
 }
@@ -84,6 +86,7 @@ pub struct RollingRestart {
 #[derive(Debug)]
 struct Progress {
     step: Step,
+    is_of_reload: bool,
     standby: Standby,
     attempts: u32,
 }
@@ -145,10 +148,10 @@ impl RollingRestart {
     pub fn on(&mut self, event: Event) {
         match event {
             Event::Reload(steps) => {
-                self.steps = steps.into_iter().map(Progress::new).collect();
+                self.steps = steps.into_iter().map(|step| Progress::new(step, true)).collect();
                 self.reload = Reload::Trial;
             }
-            Event::Step(step) => self.steps.push_back(Progress::new(step)),
+            Event::Step(step) => self.steps.push_back(Progress::new(step, false)),
             Event::Ready(place) => {
                 if let Some(pending) = self.standby(place) {
                     pending.standby = Standby::Ready;
@@ -159,6 +162,8 @@ impl RollingRestart {
                 self.retiring.take_if(|retiring| *retiring == slot);
             }
             Event::Cancel(place) => self.remove(place),
+            Event::CancelReload(why) if self.reload == Reload::Trial => self.abort_reload(why),
+            Event::CancelReload(_) => {}
             Event::Abort(why) => self.abort(why),
         }
         self.advance();
@@ -175,7 +180,7 @@ impl RollingRestart {
         pending.attempts += 1;
         let given_up = pending.attempts >= ATTEMPTS;
         match &mut self.reload {
-            Reload::Trial => self.abort(why),
+            Reload::Trial => self.abort_reload(why),
             Reload::None => {
                 self.remove(place);
                 self.actions.push_back(Action::GiveUp(why));
@@ -195,6 +200,14 @@ impl RollingRestart {
             self.actions.push_back(Action::Dismiss(place));
         }
         self.steps.retain(|pending| !is_it(pending));
+    }
+
+    /// What was wanted besides the reload begins anew.
+    fn abort_reload(&mut self, why: String) {
+        let others = self.steps.iter().filter(|pending| !pending.is_of_reload);
+        let others: Vec<Progress> = others.map(|pending| Progress::new(pending.step, false)).collect();
+        self.abort(why);
+        self.steps.extend(others);
     }
 
     fn abort(&mut self, why: String) {
@@ -256,8 +269,8 @@ impl RollingRestart {
 }
 
 impl Progress {
-    fn new(step: Step) -> Self {
-        Self { step, standby: Standby::NotStarted, attempts: 0 }
+    fn new(step: Step, is_of_reload: bool) -> Self {
+        Self { step, is_of_reload, standby: Standby::NotStarted, attempts: 0 }
     }
 
     fn is_to_start(&self) -> bool {
@@ -273,7 +286,7 @@ impl Progress {
 #[cfg(test)]
 mod tests {
     use super::Action::{Begin, Commit, Dismiss, Done, GiveUp, Retire, Start};
-    use super::Event::{Abort, Cancel, Failed, Left, Ready};
+    use super::Event::{Abort, Cancel, CancelReload, Failed, Left, Ready};
     use super::*;
 
     const A: Place = Place { pool: 0, number: 0 };
@@ -324,6 +337,23 @@ mod tests {
         check(&[(reload.clone(), &[Start(A), Start(B)]), (Ready(A), &[]), (failed(B), &refused)]);
         let stopped = [Dismiss(A), Dismiss(B), failure("stop", false)];
         check(&[(reload, &[Start(A), Start(B)]), (Ready(A), &[]), (Abort("stop".to_owned()), &stopped)]);
+    }
+
+    #[test]
+    fn a_worker_that_is_added_during_a_reload_comes_even_if_that_fails() {
+        let add = Event::Step(Step { start: Some(C), retire: None });
+        let cancel = CancelReload("no".to_owned());
+        for (end, dismissed, why) in
+            [(failed(A), vec![Dismiss(C)], "it died"), (cancel, vec![Dismiss(A), Dismiss(C)], "no")]
+        {
+            let actions = [&dismissed[..], &[failure(why, false), Start(C)]].concat();
+            check(&[
+                (Event::Reload(vec![replace(A, 0)]), &[Start(A)]),
+                (add.clone(), &[Start(C)]),
+                (end, &actions),
+                (Ready(C), &[Begin(C)]),
+            ]);
+        }
     }
 
     #[test]
