@@ -373,7 +373,7 @@ impl Supervisor {
                 fds.push(readable(log));
             }
             if let Some(channel) = &process.channel {
-                speakers.push((pid, Self::read_reports));
+                speakers.push((pid, |supervisor, pid| supervisor.read_reports(pid, reports::AT_ONCE)));
                 fds.push(readable(channel.as_fd()));
             }
         }

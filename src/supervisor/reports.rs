@@ -19,17 +19,17 @@ use crate::fleet::sockets::control::Report;
 use crate::time::Instant;
 
 /// Reports that are read of a process before others get their turn.
-const AT_ONCE: usize = 256;
+pub(super) const AT_ONCE: usize = 256;
 
 /// A crashed process has this long to hand over its connections and write a core dump.
 const LAST_WORDS: Duration = Duration::from_secs(START.as_secs() + 30);
 
 impl Supervisor {
-    /// What a process has to say; the rest of much in the next turn. One that says what it never should is ended, and
-    /// replaced like one that has died.
-    pub(super) fn read_reports(&mut self, pid: Pid) {
+    /// At most so many things that a process has to say. One that says what it never should is ended, and replaced like
+    /// one that has died.
+    pub(super) fn read_reports(&mut self, pid: Pid, most: usize) {
         let now = clock::now();
-        for _ in 0..AT_ONCE {
+        for _ in 0..most {
             let Some(process) = self.processes.get_mut(pid) else { return };
             let Some(channel) = &process.channel else { return };
             match process.role {

@@ -177,7 +177,7 @@ impl Supervisor {
                 self.read_forked();
             }
             self.read_log(pid, logs::LAST);
-            self.read_reports(pid);
+            self.read_reports(pid, usize::MAX); // what its channel holds
             let Some(cause) = Cause::reap(pid) else { return log::error!("cannot reap process {pid}") };
             self.ended(pid, cause);
         }
