@@ -79,8 +79,13 @@ impl Bus {
         self.is_used.store(true, Ordering::Relaxed);
     }
 
-    /// What the process is to be given, without an engine.
-    pub fn start(&self, config: &Config, routes: &Routes) -> io::Result<bus::Start> {
+    /// What the process is to be given; the counters are those of its engine, if one is configured.
+    pub fn start(
+        &self,
+        config: &Config,
+        routes: &Routes,
+        counters: &'static BusCounters,
+    ) -> io::Result<bus::Start> {
         let number = |name: &str| config.pool(name).and_then(|pool| u16::try_from(pool).ok());
         let mut rendezvous = Vec::new();
         for (pool, ends) in &self.rendezvous {
@@ -97,18 +102,8 @@ impl Bus {
             topics: bounds.topics as usize,
         };
         let baton = Baton::from(self.baton.fd().try_clone_to_owned()?);
-        Ok(bus::Start { rendezvous, baton, limits, scopes: scopes(config, routes), engine: None })
-    }
-
-    /// The same with the engine that is configured, if one is, and what is counted of it.
-    pub fn start_with_engine(
-        &self,
-        config: &Config,
-        routes: &Routes,
-        counters: &'static BusCounters,
-    ) -> io::Result<bus::Start> {
         let engine = config.bus.as_deref().map(|engine| (engine.clone(), counters));
-        self.start(config, routes).map(|start| bus::Start { engine, ..start })
+        Ok(bus::Start { rendezvous, baton, limits, scopes: scopes(config, routes), engine })
     }
 }
 

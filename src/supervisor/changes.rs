@@ -1,41 +1,31 @@
 //! What a reload changes for clients, for the log.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::Path;
 
 use crate::fleet::routes::{Routes, Stamp};
 
-/// Resources, in order.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Changes {
-    added: Vec<String>,
-    /// Their handler is another one, or has been built anew.
-    changed: Vec<String>,
-    /// They are served no longer.
-    removed: Vec<String>,
-}
-
 /// Names of each kind in a line; the others are counted.
 const MAX_NAMES: usize = 20;
 
-impl Changes {
-    /// From the routes before and after a reload.
-    pub fn between(before: &Routes, after: &Routes) -> Self {
-        let (before, after) = (resources(before), resources(after));
-        let names = |resources: &BTreeMap<&str, _>, is_one: &dyn Fn(&str) -> bool| {
-            resources.keys().filter(|name| is_one(name)).map(|name| (*name).to_owned()).collect()
+/// What became of the resources between two routes: `added: /a, /b; removed: /c`; empty if nothing did. Changed are those
+/// whose handler is another one, or has been built anew.
+pub fn between(before: &Routes, after: &Routes) -> String {
+    let (before, after) = (resources(before), resources(after));
+    let is_new = |name: &&str| !before.contains_key(name);
+    let is_other = |name: &&str| before.get(name).is_some_and(|old| after.get(name) != Some(old));
+    let added: Vec<&str> = after.keys().copied().filter(is_new).collect();
+    let changed: Vec<&str> = after.keys().copied().filter(is_other).collect();
+    let removed: Vec<&str> = before.keys().copied().filter(|name| !after.contains_key(name)).collect();
+    let kinds = [("added", added), ("changed", changed), ("removed", removed)];
+    let kinds = kinds.into_iter().filter(|(_, names)| !names.is_empty()).map(|(kind, names)| {
+        let more = match names.len().saturating_sub(MAX_NAMES) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
         };
-        Self {
-            added: names(&after, &|name| !before.contains_key(name)),
-            changed: names(&after, &|name| before.get(name).is_some_and(|old| after.get(name) != Some(old))),
-            removed: names(&before, &|name| !after.contains_key(name)),
-        }
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.added.is_empty() && self.changed.is_empty() && self.removed.is_empty()
-    }
+        format!("{kind}: {}{more}", names[..names.len().min(MAX_NAMES)].join(", "))
+    });
+    kinds.collect::<Vec<_>>().join("; ")
 }
 
 /// Each resource with the file that serves it.
@@ -45,22 +35,6 @@ fn resources(routes: &Routes) -> BTreeMap<&str, (&Path, Stamp)> {
         Some((resource, (route.file.as_path(), route.stamp)))
     };
     routes.resources().filter_map(with_file).collect()
-}
-
-/// `added: /a, /b; removed: /c`
-impl fmt::Display for Changes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kinds = [("added", &self.added), ("changed", &self.changed), ("removed", &self.removed)];
-        let kinds = kinds.into_iter().filter(|(_, names)| !names.is_empty()).map(|(kind, names)| {
-            let more = match names.len().saturating_sub(MAX_NAMES) {
-                0 => String::new(),
-                more => format!(" and {more} more"),
-            };
-            let first: Vec<&str> = names.iter().take(MAX_NAMES).map(String::as_str).collect();
-            format!("{kind}: {}{more}", first.join(", "))
-        });
-        f.write_str(&kinds.collect::<Vec<_>>().join("; "))
-    }
 }
 
 #[cfg(test)]
@@ -82,16 +56,15 @@ mod tests {
         let before = routes(&[("/a", 1), ("/b", 1), ("/c", 1)]);
         let mut after = routes(&[("/a", 1), ("/b", 2), ("/d", 1)]);
         after.alias("/e", "/a");
-        let changes = Changes::between(&before, &after);
-        assert_eq!(changes.to_string(), "added: /d, /e; changed: /b; removed: /c");
-        assert!(Changes::between(&before, &before).is_empty());
+        assert_eq!(between(&before, &after), "added: /d, /e; changed: /b; removed: /c");
+        assert_eq!(between(&before, &before), "");
     }
 
     #[test]
     fn a_line_has_an_end() {
         let names: Vec<String> = (10..35).map(|number| format!("/{number}")).collect();
         let all = routes(&names.iter().map(|name| (&**name, 1)).collect::<Vec<_>>());
-        let line = Changes::between(&all, &Routes::default()).to_string();
+        let line = between(&all, &Routes::default());
         assert!(line.starts_with("removed: /10, /11, ") && line.ends_with(", /29 and 5 more"), "{line}");
     }
 }

@@ -87,33 +87,29 @@ fn try_find(
     Ok((Found { answers, routes, faults, certificates, logs, listeners, metrics }, opened, sockets))
 }
 
-/// What the child has handed back, taken up.
-pub(super) struct NextGeneration {
-    pub generation: Generation,
-    /// The log of before, if there is another one now.
-    pub former_log: Option<sink::Former>,
-}
-
-impl NextGeneration {
-    /// The generation after `old`. The log goes on as its configuration says.
-    pub fn of(old: &Generation, reread: &Reread, result: Received) -> Result<Self, String> {
-        let (found, fds) = result.open::<Result<Found, String>>()?;
-        let Found { answers, routes, faults, certificates, logs, listeners, metrics } = found?;
-        let mut fds = fds.into_iter();
-        let logs = logs.into_iter().zip(fds.by_ref()).collect();
-        let mut sockets = |all: Vec<Bound>| -> Result<Sockets, String> {
-            let socket = |((asked, file), fd)| Listener::bound_elsewhere(fd, asked, file).map(Arc::new);
-            let sockets: io::Result<Sockets> = all.into_iter().zip(fds.by_ref()).map(socket).collect();
-            sockets.map_err(|error| error.to_string())
-        };
-        let (listeners, metrics) = (sockets(listeners)?, sockets(metrics)?);
-        let mut config: Config = outside::replay(answers, reread)?;
-        prepare::raise_descriptors(&mut config);
-        let config = config.following(&old.config);
-        let sockets = old.sockets_for(&config, [&listeners, &metrics]).map_err(|error| error.to_string())?;
-        let generation = old.following(config, (routes, faults), sockets, certificates)?;
-        // New workers inherit it.
-        let former_log = sink::start_with(&generation.config.log, logs)?;
-        Ok(Self { generation, former_log })
-    }
+/// The generation after `old`, of what the child has handed back. The log goes on as its configuration says; that of
+/// before, if there is another one now.
+pub(super) fn of(
+    old: &Generation,
+    reread: &Reread,
+    result: Received,
+) -> Result<(Generation, Option<sink::Former>), String> {
+    let (found, fds) = result.open::<Result<Found, String>>()?;
+    let Found { answers, routes, faults, certificates, logs, listeners, metrics } = found?;
+    let mut fds = fds.into_iter();
+    let logs = logs.into_iter().zip(fds.by_ref()).collect();
+    let mut sockets = |all: Vec<Bound>| -> Result<Sockets, String> {
+        let socket = |((asked, file), fd)| Listener::bound_elsewhere(fd, asked, file).map(Arc::new);
+        let sockets: io::Result<Sockets> = all.into_iter().zip(fds.by_ref()).map(socket).collect();
+        sockets.map_err(|error| error.to_string())
+    };
+    let (listeners, metrics) = (sockets(listeners)?, sockets(metrics)?);
+    let mut config: Config = outside::replay(answers, reread)?;
+    prepare::raise_descriptors(&mut config);
+    let config = config.following(&old.config);
+    let sockets = old.sockets_for(&config, [&listeners, &metrics]).map_err(|error| error.to_string())?;
+    let generation = old.following(config, (routes, faults), sockets, certificates)?;
+    // New workers inherit it.
+    let former_log = sink::start_with(&generation.config.log, logs)?;
+    Ok((generation, former_log))
 }

@@ -6,14 +6,13 @@ use std::sync::Arc;
 
 use nix::unistd::Pid;
 
-use super::changes::Changes;
 use super::errand::Outbox;
 use super::generation::{Generation, Sockets};
-use super::next_generation::{self, NextGeneration};
+use super::next_generation;
 use super::policy::rolling_restart::{Event, Failure};
 use super::role::{Errand, Role};
 use super::rolling::PendingReload;
-use super::{Supervisor, plural};
+use super::{Supervisor, changes, plural};
 use crate::clock;
 use crate::fleet::sockets::handover::Received;
 use crate::log as sink;
@@ -48,8 +47,8 @@ impl Supervisor {
         if self.rolling.reload.take_if(is_it).is_none() {
             return;
         }
-        match result.and_then(|result| NextGeneration::of(&self.generation, &*self.host.reread, result)) {
-            Ok(NextGeneration { generation, former_log }) => {
+        match result.and_then(|found| next_generation::of(&self.generation, &*self.host.reread, found)) {
+            Ok((generation, former_log)) => {
                 self.rolling.former_log = former_log;
                 self.try_out(generation);
             }
@@ -113,7 +112,7 @@ impl Supervisor {
             gone.iter().for_each(|listener| listener.shut_down());
         }
         self.remove_sockets(gone);
-        let changes = Changes::between(&self.generation.routes, &new.routes);
+        let changes = changes::between(&self.generation.routes, &new.routes);
         if !changes.is_empty() {
             log::info!("reload: resources {changes}");
         }

@@ -171,7 +171,7 @@ pub(super) fn auxiliary(
             })
         }
         Kind::Bus => {
-            let start = bus.start_with_engine(&whole, &routes, shared.bus);
+            let start = bus.start(&whole, &routes, shared.bus);
             Box::new(move |channel, confine| {
                 confine().and_then(|()| bus::run(start?, channel)).map_err(internal)
             })

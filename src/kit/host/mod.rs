@@ -361,7 +361,8 @@ impl Host {
     }
 
     fn start_bus(&mut self) -> io::Result<()> {
-        let start = self.bus.start(&self.config, &self.routes)?;
+        let start = self.bus.start(&self.config, &self.routes, self.shared.bus)?;
+        let start = bus::Start { engine: None, ..start }; // messages stay here
         let (ours, theirs) = Channel::pair()?;
         let process = process::fork(&[], move || {
             bus::run(start, &theirs).map_err(|error| log::error!("bus: {error}")).is_err().into()
