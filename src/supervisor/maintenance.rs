@@ -219,10 +219,8 @@ impl Supervisor {
     }
 
     fn end_sick(&mut self, pid: Pid, why: &str, now: Instant) {
-        let Some(process) = self.processes.get_mut(pid) else { return };
-        process.hurry(now, "respond in time");
-        let (role, slot) = (process.role, process.slot);
-        log::error!("{}[{pid}]{why}; ending it", self.process_name(role, slot));
+        self.processes.get_mut(pid).into_iter().for_each(|process| process.hurry(now, "respond in time"));
+        log::error!("{}{why}; ending it", self.process_name(pid));
     }
 }
 

@@ -62,17 +62,6 @@ pub struct Process {
     next: Signal,
 }
 
-/// A process that was late, and the signal it got.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Late {
-    pub pid: Pid,
-    pub role: Role,
-    pub slot: Option<usize>,
-    /// What it did not do.
-    pub to: &'static str,
-    pub signal: Signal,
-}
-
 impl Process {
     pub fn new(role: Role, slot: Option<usize>, generation: u32, channel: Option<Channel>) -> Self {
         let (log, pulse, answered, is_retiring, skipped, result) = Default::default();
@@ -282,19 +271,15 @@ impl Processes {
         self.table.values().map(|process| process.deadline).filter(|deadline| !deadline.is_never()).min()
     }
 
-    /// Signals those that are late, each at most twice.
-    pub fn late(&mut self, now: Instant) -> Vec<Late> {
+    /// Signals those that are late, each at most twice: what each did not do, and the signal.
+    pub fn late(&mut self, now: Instant) -> Vec<(Pid, &'static str, Signal)> {
         let mut late = Vec::new();
-        for (pid, process) in &mut self.table {
-            if process.deadline > now {
-                continue;
-            }
-            let Process { role, slot, to, next: signal, .. } = *process;
-            process.deadline = if signal == Signal::SIGTERM { now + GRACE } else { Instant::NEVER };
+        for (pid, process) in self.table.iter_mut().filter(|(_, process)| process.deadline <= now) {
+            late.push((*pid, process.to, process.next));
+            process.deadline = if process.is_late() { Instant::NEVER } else { now + GRACE };
             (process.to, process.next) = (EXIT, Signal::SIGKILL);
-            late.push(Late { pid: *pid, role, slot, to, signal });
         }
-        late.iter().for_each(|late| self.signal(late.pid, late.signal));
+        late.iter().for_each(|(pid, _, signal)| self.signal(*pid, *signal));
         late
     }
 }
@@ -342,7 +327,7 @@ mod tests {
             processes.get_mut(NOBODY).unwrap().set_deadline(at(5), EXIT);
             processes.get_mut(NOBODY).unwrap().hurry(at(7), EXIT);
             let signals = |processes: &mut Processes, second| {
-                processes.late(at(second)).iter().map(|late| late.signal).collect::<Vec<_>>()
+                processes.late(at(second)).into_iter().map(|(.., signal)| signal).collect::<Vec<_>>()
             };
             assert_eq!(signals(&mut processes, 4), []);
             assert_eq!(signals(&mut processes, 5), [Signal::SIGTERM]);

@@ -63,8 +63,7 @@ impl Supervisor {
     fn end_for(&mut self, pid: Pid, why: &str) {
         let Some(process) = self.processes.get_mut(pid) else { return };
         process.channel = None;
-        let (role, slot) = (process.role, process.slot);
-        log::error!("{}[{pid}] {why}; ending it", self.process_name(role, slot));
+        log::error!("{} {why}; ending it", self.process_name(pid));
         self.processes.terminate(pid, clock::now());
     }
 

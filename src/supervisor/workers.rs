@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use super::death::Cause;
 use super::policy::slots::Event;
 use super::policy::{rolling_restart, upgrade};
-use super::processes::{EXIT, GRACE, Late, Process};
+use super::processes::{EXIT, GRACE, Process};
 use super::role::{Errand, Role};
 use super::{Flow, Supervisor, logs, spawn};
 use crate::clock;
@@ -138,22 +138,23 @@ impl Supervisor {
         }
     }
 
-    /// What the log calls a process.
-    pub(super) fn process_name(&self, role: Role, slot: Option<usize>) -> String {
-        match (role, slot) {
-            (_, Some(slot)) => self.name(slot),
-            (Role::Successor, _) => "upgrade: the new executable".to_owned(),
-            (Role::Auxiliary(kind) | Role::Leaving(kind), _) => kind.name().to_owned(),
-            (Role::Errand(errand), _) => errand.name().to_owned(),
+    /// What the log calls a process, with its pid.
+    pub(super) fn process_name(&self, pid: Pid) -> String {
+        let name = match self.processes.get(pid).map(|process| (process.role, process.slot)) {
+            Some((_, Some(slot))) => self.name(slot),
+            Some((Role::Successor, _)) => "upgrade: the new executable".to_owned(),
+            Some((Role::Auxiliary(kind) | Role::Leaving(kind), _)) => kind.name().to_owned(),
+            Some((Role::Errand(errand), _)) => errand.name().to_owned(),
             _ => "process".to_owned(),
-        }
+        };
+        format!("{name}[{pid}]")
     }
 
     /// Signals processes whose deadline has passed.
     pub(super) fn signal_late(&mut self, now: Instant) {
-        for Late { pid, role, slot, to, signal } in self.processes.late(now) {
-            let name = self.process_name(role, slot);
-            log::error!("{name}[{pid}] did not {to}; sending {signal}");
+        for (pid, to, signal) in self.processes.late(now) {
+            log::error!("{} did not {to}; sending {signal}", self.process_name(pid));
+            let Some(role) = self.processes.get(pid).map(|process| process.role) else { continue };
             let serves_clients = !matches!(role, Role::Errand(_) | Role::Successor);
             if signal == Signal::SIGKILL && serves_clients {
                 self.slots.on(Event::Killed, now);
