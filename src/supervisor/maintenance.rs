@@ -15,7 +15,7 @@ use super::policy::rolling_restart::{Event, Step};
 use super::role::Role;
 use super::{Supervisor, logs};
 use crate::config::Wear;
-use crate::fleet::memory::scoreboard::{Fault, State};
+use crate::fleet::memory::scoreboard::{Fault, Place, State};
 use crate::fleet::process::proc;
 use crate::fleet::sockets::control::Command;
 use crate::time::Instant;
@@ -84,8 +84,7 @@ impl Supervisor {
         }
         if due(&mut self.maintenance.tick_at, liveness::INTERVAL) && !self.slots.is_stopping() {
             self.replace_worn(now);
-            self.end_sick_workers(now);
-            self.end_sick_auxiliaries(now);
+            self.end_sick(now);
             self.repair_listeners();
             self.look_after_logs();
             self.watch_certificates();
@@ -175,58 +174,45 @@ impl Supervisor {
     }
 
     /// Ends workers whose record in the scoreboard was overwritten (the next process in the slot makes it anew), and
-    /// those whose event loop does not turn although nothing that they may do takes so long.
-    fn end_sick_workers(&mut self, now: Instant) {
+    /// processes that are silent although nothing that they may do takes so long: workers whose event loop does not turn,
+    /// auxiliary processes that answer no ping.
+    fn end_sick(&mut self, now: Instant) {
         let (limits, config) = (self.limits(), &self.generation.config);
         let mut sick = Vec::new();
-        for (pid, process) in self.processes.iter_mut() {
-            let is_judged = matches!(process.role, Role::Worker | Role::PerConnection(_) | Role::Draining);
-            let Some(slot) = process.slot.filter(|_| is_judged && !process.is_late()) else { continue };
-            let record = self.shared.scoreboard.slot(slot);
-            let Some(record) = record.filter(|record| record.generation() == process.generation) else {
-                continue;
+        for (pid, process) in self.processes.iter_mut().filter(|(_, process)| !process.is_late()) {
+            let (beat, in_handler) = match (process.role, process.slot) {
+                (Role::Worker | Role::PerConnection(_) | Role::Draining, Some(slot)) => {
+                    let record = self.shared.scoreboard.slot(slot);
+                    let record = record.filter(|record| record.generation() == process.generation);
+                    let Some(record) = record else { continue };
+                    if record.is_damaged() {
+                        sick.push((pid, ": a handler of its pool has overwritten shared memory".to_owned()));
+                        continue;
+                    }
+                    let Place { pool, number } = record.place();
+                    let turns = matches!(record.state(), State::Running | State::Stopping);
+                    if !turns || config.is_parent(pool, number) {
+                        continue;
+                    }
+                    (record.heartbeat().as_nanos(), record.call.current().is_some())
+                }
+                (Role::Auxiliary(_) | Role::Leaving(_), _) if limits.is_some() && process.has_no_deadline() => {
+                    let Some(channel) = &process.channel else { continue };
+                    let _ = channel.send_command(Command::Ping); // or it has not read many
+                    (process.answered, false)
+                }
+                _ => continue,
             };
-            if record.is_damaged() {
-                sick.push((pid, ": a handler of its pool has overwritten shared memory".to_owned()));
-                continue;
+            let silent = limits.and_then(|limits| process.pulse.look(beat, in_handler, limits, now));
+            if let Some(silent) = silent.filter(|_| !is_traced(pid)) {
+                sick.push((pid, format!(" has not responded for {silent:.0?}")));
             }
-            let serves = matches!(record.state(), State::Running | State::Stopping)
-                && !config.is_parent(record.place().pool, record.place().number);
-            let beat = record.heartbeat().as_nanos();
-            let in_handler = record.call.current().is_some();
-            let limits = limits.filter(|_| serves);
-            let hung = limits.and_then(|limits| process.pulse.look(beat, in_handler, limits, now));
-            sick.extend(hung.and_then(|silent| hangs(pid, silent)));
         }
-        sick.into_iter().for_each(|(pid, why)| self.end_sick(pid, &why, now));
-    }
-
-    /// Ends auxiliary processes that answer no ping.
-    fn end_sick_auxiliaries(&mut self, now: Instant) {
-        let Some(limits) = self.limits() else { return };
-        let mut sick = Vec::new();
-        for (pid, process) in self.processes.iter_mut() {
-            let is_judged = matches!(process.role, Role::Auxiliary(_) | Role::Leaving(_));
-            let Some(channel) = process.channel.as_ref().filter(|_| is_judged && process.has_no_deadline())
-            else {
-                continue;
-            };
-            let _ = channel.send_command(Command::Ping); // or it has not read many
-            let hung = process.pulse.look(process.answered, false, limits, now);
-            sick.extend(hung.and_then(|silent| hangs(pid, silent)));
+        for (pid, why) in sick {
+            self.processes.get_mut(pid).into_iter().for_each(|process| process.hurry(now, "respond in time"));
+            log::error!("{}{why}; ending it", self.process_name(pid));
         }
-        sick.into_iter().for_each(|(pid, why)| self.end_sick(pid, &why, now));
     }
-
-    fn end_sick(&mut self, pid: Pid, why: &str, now: Instant) {
-        self.processes.get_mut(pid).into_iter().for_each(|process| process.hurry(now, "respond in time"));
-        log::error!("{}{why}; ending it", self.process_name(pid));
-    }
-}
-
-/// A process that has been silent for so long, and what the log says of it; none while a debugger is attached.
-fn hangs(pid: Pid, silent: Duration) -> Option<(Pid, String)> {
-    (!is_traced(pid)).then(|| (pid, format!(" has not responded for {silent:.0?}")))
 }
 
 /// Whether a debugger has attached to a process (proc_pid_status(5)).
