@@ -121,9 +121,7 @@ mod tests {
             config: &config,
             routes: &routes,
             listeners: &[],
-            scoreboard: shared.scoreboard,
-            counters: shared.counters,
-            breakers: shared.breakers,
+            shared,
             processes: pids
                 .iter()
                 .map(|pid| {

@@ -92,7 +92,7 @@ impl Control {
 /// Has the processes of its pool begin, or end it.
 fn tell(view: &View<'_>, recording: &Recording, is_on: bool) {
     for (pid, slot, channel) in view.channels() {
-        if view.scoreboard.place(slot).is_none_or(|place| place.pool != recording.pool) {
+        if view.shared.scoreboard.place(slot).is_none_or(|place| place.pool != recording.pool) {
             continue;
         }
         let told = match is_on {

@@ -12,10 +12,10 @@ use crate::config::Config;
 use crate::ctl::answer::{Draining, Executes, Handler, Pool, Quarantine, Status, Totals, Worker, seconds};
 use crate::ctl::request::Id;
 use crate::ffi::callback_name;
-use crate::fleet::memory::breakers::{BreakerState, Breakers, CircuitBreaker};
-use crate::fleet::memory::counters::Counters;
+use crate::fleet::memory::breakers::{BreakerState, CircuitBreaker};
 use crate::fleet::memory::counters::handler::Traffic;
-use crate::fleet::memory::scoreboard::{Place, Scoreboard, State};
+use crate::fleet::memory::scoreboard::{Place, State};
+use crate::fleet::memory::shared::Shared;
 use crate::fleet::process::proc;
 use crate::fleet::routes::Routes;
 use crate::fleet::sockets::control::Channel;
@@ -34,12 +34,8 @@ pub struct View<'a> {
     pub routes: &'a Routes,
     /// Where the server listens.
     pub listeners: &'a [Arc<Listener>],
-    /// What workers do.
-    pub scoreboard: &'a Scoreboard,
-    /// What they count.
-    pub counters: &'a Counters,
-    /// By handler: whether it is served.
-    pub breakers: &'a Breakers,
+    /// What workers do and count, and whether handlers are served.
+    pub shared: Shared,
     /// The processes in slots, and the slots that wait for one; then those that are leaving.
     pub processes: Vec<Process<'a>>,
     /// The process of the bus, if there is one, and where it takes commands.
@@ -74,7 +70,7 @@ impl<'a> View<'a> {
         });
         let present = self.processes.iter().filter(|process| !process.is_leaving);
         let mut workers: Vec<(Place, Worker)> = present
-            .filter_map(|process| Some((self.scoreboard.place(process.slot)?, self.worker(process, now)?)))
+            .filter_map(|process| Some((self.shared.scoreboard.place(process.slot)?, self.worker(process, now)?)))
             .collect();
         workers.sort_by_key(|(place, _)| *place);
         let workers: Vec<Worker> = workers.into_iter().map(|(_, worker)| worker).collect();
@@ -117,7 +113,7 @@ impl<'a> View<'a> {
     /// Those of them that may have connections, and read commands: they do not load handlers any more.
     pub fn serving(&self) -> impl Iterator<Item = (i32, &'a Channel)> {
         let starting = |pid| {
-            self.scoreboard.slots().any(|(_, slot)| slot.pid() == pid && slot.state() == State::Starting)
+            self.shared.scoreboard.slots().any(|(_, slot)| slot.pid() == pid && slot.state() == State::Starting)
         };
         self.channels().filter(move |(pid, ..)| !starting(*pid)).map(|(pid, _, channel)| (pid, channel))
     }
@@ -128,7 +124,7 @@ impl<'a> View<'a> {
     }
 
     fn worker(&self, process: &Process<'_>, now: Instant) -> Option<Worker> {
-        let record = self.scoreboard.slot(process.slot)?;
+        let record = self.shared.scoreboard.slot(process.slot)?;
         let (name, pool) = (self.short_name(process.slot), self.pool_name(process.slot));
         let Some(pid) = process.pid else {
             return Some(Worker { name, pool, state: "empty".to_owned(), ..Worker::default() });
@@ -139,7 +135,7 @@ impl<'a> View<'a> {
             pool,
             memory: proc::resident(pid.as_raw()).unwrap_or(0),
             cpu: proc::processor_time(pid.as_raw()).unwrap_or_default().as_secs_f64(),
-            totals: self.counters.traffic_of(pid.as_raw()).map(totals).unwrap_or_default(),
+            totals: self.shared.counters.traffic_of(pid.as_raw()).map(totals).unwrap_or_default(),
             ..Worker::default()
         };
         // After a crash the record is already that of the replacement.
@@ -147,7 +143,7 @@ impl<'a> View<'a> {
             return Some(worker);
         }
         let is_parent =
-            self.scoreboard.place(process.slot).is_some_and(|at| self.config.is_parent(at.pool, at.number));
+            self.shared.scoreboard.place(process.slot).is_some_and(|at| self.config.is_parent(at.pool, at.number));
         let is_hung = !is_parent && record.silence(now).is_some_and(|silence| silence >= HUNG);
         Some(Worker {
             state: if is_hung { "hung" } else { state_text(record.state()) }.to_owned(),
@@ -161,20 +157,20 @@ impl<'a> View<'a> {
 
     fn pool_name(&self, slot: usize) -> String {
         let pool =
-            self.scoreboard.place(slot).and_then(|place| self.config.pools.get(usize::from(place.pool)));
+            self.shared.scoreboard.place(slot).and_then(|place| self.config.pools.get(usize::from(place.pool)));
         pool.map_or_else(String::new, |pool| pool.name.clone())
     }
 
     /// `POOL/NUMBER`.
     pub fn short_name(&self, slot: usize) -> String {
-        let Place { pool, number } = self.scoreboard.place(slot).unwrap_or_default();
+        let Place { pool, number } = self.shared.scoreboard.place(slot).unwrap_or_default();
         let name = self.config.worker_name(pool, number);
         name.strip_prefix("worker ").unwrap_or(&name).to_owned()
     }
 
     /// The callback that the process in a slot is in.
     pub fn executes(&self, slot: usize, pid: i32, now: Instant) -> Option<Executes> {
-        let record = self.scoreboard.slot(slot).filter(|record| record.pid() == pid)?;
+        let record = self.shared.scoreboard.slot(slot).filter(|record| record.pid() == pid)?;
         let (handler, callback, conn) = record.call.current()?;
         let route = self.routes.get(handler);
         Some(Executes {
@@ -196,7 +192,7 @@ impl<'a> View<'a> {
         let route = self.routes.get(number)?;
         let resources = self.routes.resources().filter(|(_, handler)| *handler == number);
         let pool = self.config.pools.get(self.config.pool_of(&route.resource));
-        let counters = self.counters.total(self.counters.entry_of(&route.resource));
+        let counters = self.shared.counters.total(self.shared.counters.entry_of(&route.resource));
         Some(Handler {
             name: route.name.clone(),
             version: route.version.clone(),
@@ -206,7 +202,7 @@ impl<'a> View<'a> {
             file: route.file.display().to_string(),
             connections: counters.open.get(),
             totals: totals(counters.traffic()),
-            quarantine: self.breakers.get(self.config.pool_of(&route.resource), number).and_then(quarantine),
+            quarantine: self.shared.breakers.get(self.config.pool_of(&route.resource), number).and_then(quarantine),
         })
     }
 }
@@ -241,6 +237,7 @@ fn quarantine(breaker: CircuitBreaker) -> Option<Quarantine> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::fleet::memory::breakers::Breakers;
     use crate::fleet::memory::layout::{Audience, Memory};
 
     #[test]

@@ -117,27 +117,22 @@ impl Child {
             Task::Auxiliary(kind, channel, serve) => {
                 // Confined as the workers of the default pool, or as programs. SIGTERM stays blocked: they read
                 // commands.
+                let default = Confinement::of(&config, 0);
+                let (part, lost, confinement) = match kind {
+                    Kind::Metrics => (Part::Metrics, &metrics::LOG_LOST, default),
+                    Kind::Gateway => {
+                        (Part::Gateway, &shared.gateways.log_lost, Confinement::of_gateways(&config))
+                    }
+                    Kind::Bus => (Part::Bus, &shared.bus.log_lost, default),
+                    Kind::Cgi => {
+                        (Part::Programs, shared.programs_log_lost, Confinement::of_programs(&config))
+                    }
+                };
                 let confine = || {
-                    let confinement = match kind {
-                        Kind::Gateway => Confinement::of_gateways(&config),
-                        Kind::Cgi => Confinement::of_programs(&config),
-                        Kind::Metrics | Kind::Bus => Confinement::of(&config, 0),
-                    };
-                    confinement.map_or(Ok(()), |to| to.enter())?;
+                    confinement.as_ref().map_or(Ok(()), |to| to.enter())?;
                     end_with(supervisor, timeout)
                 };
-                let part = match kind {
-                    Kind::Metrics => Part::Metrics,
-                    Kind::Gateway => Part::Gateway,
-                    Kind::Cgi => Part::Programs,
-                    Kind::Bus => Part::Bus,
-                };
-                sink::count_losses(match kind {
-                    Kind::Gateway => Some(&shared.gateways.log_lost),
-                    Kind::Bus => Some(&shared.bus.log_lost),
-                    Kind::Cgi => Some(shared.programs_log_lost),
-                    Kind::Metrics => Some(&metrics::LOG_LOST),
-                });
+                sink::count_losses(Some(lost));
                 let prepared = shared
                     .restrict_to(part)
                     .and_then(|()| prepare(is_detached))

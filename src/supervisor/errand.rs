@@ -9,14 +9,14 @@ use std::time::Duration;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
-use nix::unistd::Pid;
+use nix::unistd::{ForkResult, Pid};
 use serde::Serialize;
 
 use super::Supervisor;
 use super::child::exit_child;
 use super::processes::Process;
 use super::role::{Errand, Role};
-use super::spawn::{Forked, fork_child};
+use super::spawn::fork_child;
 use crate::clock;
 use crate::exit::Exit;
 use crate::fleet::process::title;
@@ -68,13 +68,13 @@ impl Supervisor {
             why
         })?;
         match forked {
-            Forked::Parent { child } => {
+            ForkResult::Parent { child } => {
                 let mut process = Process::new(Role::Errand(errand), None, 0, Some(ours));
                 process.set_deadline(clock::now() + ERRAND, "finish in time");
                 self.processes.insert(child, process);
                 Ok(child)
             }
-            Forked::Child { .. } => {
+            ForkResult::Child => {
                 let _ = set_pdeathsig(Signal::SIGKILL);
                 title::set(errand.name());
                 let work = || {

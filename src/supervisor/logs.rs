@@ -4,7 +4,7 @@
 //! what they say is taken from a socket, and written here.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use nix::unistd::Pid;
@@ -89,7 +89,11 @@ impl Supervisor {
             if sink::path(kind) != path {
                 continue; // a reload has put another log in force
             }
-            self.hand_on(kind, &fd);
+            // All get it, also those that are being replaced and those that wait.
+            let mut pids = self.processes.with_channel();
+            pids.retain(|pid| self.processes.get(*pid).is_some_and(|process| process.log.is_none()));
+            let what_else = "it keeps writing to the old log file";
+            self.tell_all(pids, Command::Log(kind), Some(fd.as_fd()), what_else);
             if let Err(error) = sink::replace(kind, fd) {
                 log::error!("cannot reopen the log: {error}; keeping the old file");
             }
@@ -106,27 +110,16 @@ impl Supervisor {
     /// Changes the least level of all processes, until a reload.
     pub(super) fn set_log_level(&mut self, level: Level) {
         sink::set_level(level);
-        for pid in self.processes.with_channel() {
-            if let Err(error) = self.processes.command(pid, Command::LogLevel(level), None)
-                && error.kind() == io::ErrorKind::WouldBlock
-            {
-                log::warn!("process {pid} does not read its commands; it keeps its log level");
-            }
-        }
+        let all = self.processes.with_channel();
+        self.tell_all(all, Command::LogLevel(level), None, "it keeps its log level");
     }
 
-    /// Sends a descriptor to all workers, also those that are being replaced and those that wait.
-    fn hand_on(&mut self, kind: LogKind, fd: &OwnedFd) {
-        let has_files = |pid: &Pid| self.processes.get(*pid).is_some_and(|process| process.log.is_none());
-        for pid in self.processes.with_channel().into_iter().filter(has_files) {
+    fn tell_all(&self, pids: Vec<Pid>, command: Command, fd: Option<BorrowedFd<'_>>, what_else: &str) {
+        for pid in pids {
+            let told = self.processes.command(pid, command, fd);
             // Another error: it has gone.
-            match self.processes.command(pid, Command::Log(kind), Some(fd.as_fd())) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    log::warn!(
-                        "process {pid} does not read its commands; it keeps writing to the old log file"
-                    );
-                }
-                _ => {}
+            if told.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+                log::warn!("process {pid} does not read its commands; {what_else}");
             }
         }
     }

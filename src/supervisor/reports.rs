@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use nix::unistd::Pid;
 
-use super::policy::rolling_restart;
 use super::policy::slots::Event;
 use super::processes::{GRACE, Process};
 use super::role::Role;
@@ -118,8 +117,7 @@ impl Supervisor {
                     process.set_deadline(deadline, "exit in time after it was replaced");
                 }
                 self.count_in_place(slot, |counters| counters.replaced.add_shared(1));
-                self.slots.on(Event::Left(slot), now);
-                self.rolling.policy.on(rolling_restart::Event::Left(slot));
+                self.left(slot);
             }
             (Report::Leaving, _) => {}
             (

@@ -187,12 +187,17 @@ impl Supervisor {
         })
     }
 
+    /// The worker of a slot leaves, or is gone: none is started there any more.
+    pub(super) fn left(&mut self, slot: usize) {
+        self.slots.on(slots::Event::Left(slot), clock::now());
+        self.rolling.policy.on(Event::Left(slot));
+    }
+
     /// Tells the worker of a slot to hand over and leave.
     fn retire(&mut self, slot: usize) {
         if self.processes.holder(slot).is_none() {
             // It is to be restarted: that is not necessary any more, unless its inbox has something.
-            self.slots.on(slots::Event::Left(slot), clock::now());
-            return self.rolling.policy.on(Event::Left(slot));
+            return self.left(slot);
         }
         self.tell_to_leave(slot);
     }

@@ -16,9 +16,9 @@ use super::generation::Generation;
 use super::processes::{Process, READY, is_ours};
 use super::relay::LineSource;
 use super::role::{Kind, Role};
-
 use super::{Flow, LoopEnd, Supervisor};
 use crate::clock;
+use crate::config::Config;
 use crate::exit::Exit;
 use crate::fleet::memory::scoreboard::{START, State};
 use crate::fleet::sockets::control::Channel;
@@ -49,6 +49,7 @@ pub(super) fn worker(
     slot: usize,
     generation: &Generation,
 ) -> Flow<io::Result<Pid>> {
+    let parent = getpid();
     // A reload tries out all handlers anew.
     let skipped = match role == Role::Standby && generation.is_reread(&supervisor.generation) {
         true => Vec::new(),
@@ -65,22 +66,19 @@ pub(super) fn worker(
         if role == Role::Standby {
             record.set_state(State::Standby);
         }
-        let child = fork_child().inspect_err(|_| record.end())?;
-        Ok((channels, record, log, child))
+        let forked = fork_child().inspect_err(|_| record.end())?;
+        Ok((channels, record, log, forked))
     });
-    let ((ours, theirs), record, (source, log), child) = match forked {
+    let ((ours, theirs), record, (source, log), forked) = match forked {
         Ok(forked) => forked,
         Err(error) => return ControlFlow::Continue(Err(error)),
     };
-    let parent = match child {
-        Forked::Child { supervisor } => supervisor,
-        Forked::Parent { child } => {
-            let mut process = Process::new(role, Some(slot), record.generation(), Some(ours));
-            (process.log, process.skipped) = (source, skipped);
-            supervisor.enter(child, process);
-            return ControlFlow::Continue(Ok(child));
-        }
-    };
+    if let ForkResult::Parent { child } = forked {
+        let mut process = Process::new(role, Some(slot), record.generation(), Some(ours));
+        (process.log, process.skipped) = (source, skipped);
+        supervisor.enter(child, process);
+        return ControlFlow::Continue(Ok(child));
+    }
     let Generation { routes, bus, .. } = generation.clone();
     let pool = usize::from(record.place().pool);
     let config = Arc::new(generation.config.with_settings_of(Some(pool)));
@@ -112,13 +110,8 @@ pub(super) fn worker(
         cgi,
         standby: role == Role::Standby,
     });
-    become_child(Child {
-        supervisor: parent,
-        is_detached: supervisor.host.daemon.is_detached(),
-        shared,
-        config,
-        task: Task::Worker { place: record.place(), log, start: Box::new(start) },
-    })
+    let task = Task::Worker { place: record.place(), log, start: Box::new(start) };
+    supervisor.become_child(parent, config, task)
 }
 
 /// Forks an auxiliary process of a generation.
@@ -127,16 +120,15 @@ pub(super) fn auxiliary(
     kind: Kind,
     generation: &Generation,
 ) -> Flow<io::Result<Pid>> {
-    let forked = Channel::pair().and_then(|channels| Ok((channels, fork_child()?)));
-    let ((ours, theirs), parent) = match forked {
+    let parent = getpid();
+    let theirs = match Channel::pair().and_then(|channels| Ok((channels, fork_child()?))) {
         Err(error) => return ControlFlow::Continue(Err(error)),
-        Ok(((ours, _), Forked::Parent { child })) => {
+        Ok(((ours, _), ForkResult::Parent { child })) => {
             supervisor.enter(child, Process::new(Role::Auxiliary(kind), None, 0, Some(ours)));
             return ControlFlow::Continue(Ok(child));
         }
-        Ok((channels, Forked::Child { supervisor })) => (channels, supervisor),
+        Ok(((_, theirs), ForkResult::Child)) => theirs,
     };
-    drop(ours);
     let Generation { config: whole, routes, metrics, bus, cgi: inbox, .. } = generation.clone();
     let config = Arc::new(whole.with_settings_of(None));
     let shared = supervisor.shared;
@@ -187,13 +179,7 @@ pub(super) fn auxiliary(
             })
         }
     };
-    become_child(Child {
-        supervisor: parent,
-        is_detached: supervisor.host.daemon.is_detached(),
-        shared,
-        config,
-        task: Task::Auxiliary(kind, theirs, serve),
-    })
+    supervisor.become_child(parent, config, Task::Auxiliary(kind, theirs, serve))
 }
 
 impl Supervisor {
@@ -207,17 +193,12 @@ impl Supervisor {
         process.set_deadline(clock::now() + START, READY);
         self.processes.insert(pid, process);
     }
-}
 
-fn become_child<T>(child: Child) -> Flow<T> {
-    ControlFlow::Break(LoopEnd::Child(Box::new(child)))
-}
-
-pub(super) enum Forked {
-    /// The supervisor goes on.
-    Parent { child: Pid },
-    /// This is the child of that supervisor.
-    Child { supervisor: Pid },
+    fn become_child<T>(&self, supervisor: Pid, config: Arc<Config>, task: Task) -> Flow<T> {
+        let (is_detached, shared) = (self.host.daemon.is_detached(), self.shared);
+        let child = Child { supervisor, is_detached, shared, config, task };
+        ControlFlow::Break(LoopEnd::Child(Box::new(child)))
+    }
 }
 
 /// A child that has ended and is not reaped, so that its pid is still its own.
@@ -233,11 +214,7 @@ pub(super) fn ended_child() -> Option<Pid> {
 }
 
 /// Forks a child that may do whatever a process may do.
-pub(super) fn fork_child() -> io::Result<Forked> {
-    let supervisor = getpid();
+pub(super) fn fork_child() -> io::Result<ForkResult> {
     // SAFETY: the supervisor has one thread.
-    Ok(match unsafe { fork() }? {
-        ForkResult::Parent { child } => Forked::Parent { child },
-        ForkResult::Child => Forked::Child { supervisor },
-    })
+    Ok(unsafe { fork() }?)
 }

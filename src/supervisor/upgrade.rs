@@ -19,7 +19,7 @@ use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::signal::SigSet;
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
-use nix::unistd::{AccessFlags, Pid, access, execv, getpid};
+use nix::unistd::{AccessFlags, ForkResult, Pid, access, execv, getpid};
 use serde::{Deserialize, Serialize};
 
 use super::bus::Bus;
@@ -28,9 +28,8 @@ use super::policy::rolling_restart::{self, Step};
 use super::policy::upgrade::{self as policy, Action, Event};
 use super::processes::{GRACE, Process, READY};
 use super::role::Role;
-use super::spawn::{Forked, fork_child};
+use super::spawn::fork_child;
 use super::{Busy, Supervisor};
-
 use crate::clock;
 use crate::fleet::memory::scoreboard::{Place, START};
 use crate::fleet::sockets::control::Channel;
@@ -322,14 +321,14 @@ impl Supervisor {
         fds.extend(parts.into_iter().flatten());
         handover::send(ours.as_fd(), &handed, &fds)?;
         match fork_child()? {
-            Forked::Parent { child } => {
+            ForkResult::Parent { child } => {
                 let mut process = Process::new(Role::Successor, None, 0, Some(ours));
                 process.set_deadline(clock::now() + TIMEOUT, READY);
                 self.processes.insert(child, process);
                 self.upgrade.txs.clear();
                 Ok(child)
             }
-            Forked::Child { .. } => {
+            ForkResult::Child => {
                 let why = replace_image(&program, &args, theirs.as_fd(), &self.host.notify);
                 let _ = handover::send(theirs.as_fd(), &Answer::NotExecuted(why), &[]); // else the status tells
                 exit_child(127)

@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 
 use super::death::Cause;
 use super::policy::slots::Event;
-use super::policy::{rolling_restart, upgrade};
+use super::policy::upgrade;
 use super::processes::{EXIT, GRACE, Process};
 use super::role::{Errand, Role};
 use super::{Flow, Supervisor, logs, spawn};
@@ -224,8 +224,7 @@ impl Supervisor {
                 // One that was to leave is not restarted, unless its inbox has something: the next one is to leave.
                 let leaves = process.is_retiring || self.rolling.policy.is_retiring(slot);
                 if leaves && !self.processes.has_mail(slot) {
-                    self.slots.on(Event::Left(slot), clock::now());
-                    return self.rolling.policy.on(rolling_restart::Event::Left(slot));
+                    return self.left(slot);
                 }
                 self.slots.on(death.map_or(Event::Died(slot), |(_, event)| event), clock::now());
             }
