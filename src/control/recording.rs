@@ -1,7 +1,8 @@
 //! Recording what the connections of a handler receive: the processes of its pool are given the socket that a client
 //! has sent, and write to it. The client ends it by leaving.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::socket::{
@@ -95,16 +96,10 @@ fn tell(view: &View<'_>, recording: &Recording, is_on: bool) {
         if view.shared.scoreboard.place(slot).is_none_or(|place| place.pool != recording.pool) {
             continue;
         }
-        let told = match is_on {
-            true => channel.send_command_with(recording.order, &[recording.socket.as_fd()]),
-            false => channel.send_command(recording.order),
-        };
-        if let Err(error) = told
-            && error.kind() == std::io::ErrorKind::WouldBlock
-        {
-            log::warn!(
-                "recording: process {pid} does not read its commands; its connections are not recorded"
-            );
+        let socket = is_on.then_some(recording.socket.as_fd());
+        let told = channel.send_command_with(recording.order, socket.as_slice());
+        if told.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+            log::warn!("recording: process {pid} does not read its commands; its connections are not recorded");
         }
     }
 }
@@ -113,5 +108,5 @@ fn tell(view: &View<'_>, recording: &Recording, is_on: bool) {
 fn is_of_datagrams(fd: &OwnedFd) -> bool {
     let is_unix = |address: SockaddrStorage| address.family() == Some(AddressFamily::Unix);
     getsockopt(fd, sockopt::SockType).is_ok_and(|kind| kind == SockType::SeqPacket)
-        && getsockname(std::os::fd::AsRawFd::as_raw_fd(fd)).is_ok_and(is_unix)
+        && getsockname(fd.as_raw_fd()).is_ok_and(is_unix)
 }

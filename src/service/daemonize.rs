@@ -76,8 +76,8 @@ impl Daemon {
 
     /// Has the pid file name this process again if a successor, which has failed, has put its own there.
     pub fn rewrite_pid_file(&mut self) -> Result<(), StartError> {
-        if let Some(old) = self.pid_file.as_ref().filter(|file| !file.is_there()) {
-            self.pid_file = Some(PidFile::take_over(old.path())?);
+        if let (Some(path), Some(false)) = (&self.pid_path, self.pid_file.as_ref().map(PidFile::is_there)) {
+            self.pid_file = Some(PidFile::take_over(path)?);
         }
         Ok(())
     }

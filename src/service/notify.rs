@@ -32,8 +32,8 @@ pub struct Notify {
     address: Option<SocketAddr>,
     /// How often the manager wants to hear from us.
     watchdog: Option<Duration>,
-    /// Where all this comes from.
-    variables: Vec<(&'static str, OsString)>,
+    /// Where all this comes from: the environment of a process that is to be the main one.
+    pub variables: Vec<(&'static str, OsString)>,
     /// When it hears from us next.
     ping_at: Instant,
     /// At most [`UNSENT`]; the oldest are given up.
@@ -69,11 +69,6 @@ impl Notify {
         let watchdog =
             watchdog_usec.map(|usec| Duration::from_micros(usec / 2).max(Duration::from_millis(1)));
         Self { address: Some(address), watchdog, variables, ..Self::default() }
-    }
-
-    /// The environment of a process that is to be the main one.
-    pub fn variables(&self) -> &[(&'static str, OsString)] {
-        &self.variables
     }
 
     /// The server serves, or a reload has ended, with success or not. This process is the main one.
@@ -262,7 +257,7 @@ mod tests {
     fn without_a_manager_nothing_happens() {
         let mut notify = Notify::new("vsock:2:1".into(), Some(1_000_000));
         notify.ready("x");
-        assert_eq!((notify.due(), notify.unsent.len(), notify.variables().len()), (None, 0, 0));
+        assert_eq!((notify.due(), notify.unsent.len(), notify.variables.len()), (None, 0, 0));
     }
 
     #[test]

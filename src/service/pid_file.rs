@@ -73,11 +73,6 @@ impl PidFile {
         Ok(Self { path: path.to_owned(), file })
     }
 
-    /// Its name.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Whether it is still the one that was placed.
     pub fn is_there(&self) -> bool {
         is_at(&self.file, &self.path)

@@ -58,7 +58,7 @@ fn is_changed(kind: Kind, old: &Generation, new: &Generation) -> bool {
 }
 
 /// When one that has died is restarted.
-fn restart(kind: Kind) -> Rule {
+fn rule(kind: Kind) -> Rule {
     const RESTART: Rule = Rule {
         free: 0,
         first: Duration::from_secs(1),
@@ -87,13 +87,12 @@ struct Auxiliary {
 
 impl Auxiliary {
     fn new(kind: Kind, is_trial: bool) -> Self {
-        let restart = Retry::new(restart(kind));
-        Self { kind, is_trial, pid: None, is_ready: false, why: None, restart }
+        Self { kind, is_trial, pid: None, is_ready: false, why: None, restart: Retry::default() }
     }
 
     fn failed(&mut self, now: Instant) {
         (self.pid, self.is_ready) = (None, false);
-        self.restart.failed(now);
+        self.restart.failed(&rule(self.kind), now);
     }
 
     /// It is not needed any more. One that relays connections leaves with its last one, the others by the deadline.
@@ -101,7 +100,7 @@ impl Auxiliary {
         let Some(pid) = self.pid else { return };
         processes.set_role(pid, Role::Leaving(self.kind));
         let _ = processes.command(pid, Command::Drain, None); // it is gone, or late
-        let deadline = if self.kind.relays() { Instant::NEVER } else { deadline };
+        let deadline = if self.kind == Kind::Gateway { Instant::NEVER } else { deadline };
         processes.get_mut(pid).into_iter().for_each(|process| process.set_deadline(deadline, EXIT));
     }
 }

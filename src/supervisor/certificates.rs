@@ -1,13 +1,13 @@
 //! Files of certificates and keys that change: gateways of another generation read them, without a reload of anything
 //! else. A child looks at when they were changed, and never into them.
 
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use super::Supervisor;
-use super::errand::Outbox;
 use super::generation::{FileStamp, Generation, stamps};
 use super::role::Errand;
-use crate::fleet::sockets::handover::Received;
+use crate::fleet::sockets::handover::{self, Received};
 
 /// A certificate and its key may be replaced one after the other: they are read when so many looks, a second apart,
 /// have found nothing new.
@@ -39,14 +39,14 @@ impl Supervisor {
         if certificates.is_empty() || self.is_out(Errand::WatchCertificates) || self.busy(&[]).is_some() {
             return;
         }
-        let watch = |outbox: &Outbox| {
+        let watch = |outbox: BorrowedFd<'_>| {
             let mut looks = Looks::default();
             loop {
                 let stamps = stamps(&config);
                 if looks.have_settled(&stamps, &certificates) {
-                    return outbox.send(&stamps, &[]);
+                    return handover::send(outbox, &stamps, &[]);
                 }
-                outbox.go_on()?;
+                handover::go_on(outbox)?;
                 std::thread::sleep(PAUSE);
             }
         };

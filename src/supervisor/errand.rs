@@ -10,7 +10,6 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::{ForkResult, Pid};
-use serde::Serialize;
 
 use super::Supervisor;
 use super::child::exit_child;
@@ -21,25 +20,9 @@ use crate::clock;
 use crate::exit::Exit;
 use crate::fleet::process::title;
 use crate::fleet::sockets::control::Channel;
-use crate::fleet::sockets::handover;
 
 /// How long an errand may take, or be silent.
 const ERRAND: Duration = Duration::from_secs(10);
-
-/// The child's side.
-pub(super) struct Outbox(Channel);
-
-impl Outbox {
-    /// It goes on; an error if nobody hears it any more.
-    pub fn go_on(&self) -> io::Result<()> {
-        handover::go_on(self.0.as_fd())
-    }
-
-    /// Hands back what has come of it; once.
-    pub fn send(&self, value: &impl Serialize, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        handover::send(self.0.as_fd(), value, fds)
-    }
-}
 
 /// What an errand says before it ends.
 pub(super) fn read(process: &mut Process) {
@@ -54,12 +37,12 @@ pub(super) fn read(process: &mut Process) {
 }
 
 impl Supervisor {
-    /// Forks a child that does this, with the log as it is, and exits; whether it was done is its exit code. An error
-    /// is logged.
+    /// Forks a child that does this, with the log as it is, and exits; whether it was done is its exit code. It is given
+    /// where it may hand something back. An error is logged.
     pub(super) fn send_out(
         &mut self,
         errand: Errand,
-        work: impl FnOnce(&Outbox) -> io::Result<()>,
+        work: impl FnOnce(BorrowedFd<'_>) -> io::Result<()>,
     ) -> Result<Pid, String> {
         let forked = Channel::pair().and_then(|channels| Ok((channels, fork_child()?)));
         let ((ours, theirs), forked) = forked.map_err(|error| {
@@ -79,7 +62,7 @@ impl Supervisor {
                 title::set(errand.name());
                 let work = || {
                     fcntl(&theirs, FcntlArg::F_SETFL(OFlag::empty()))?; // it may wait for the supervisor
-                    work(&Outbox(theirs))
+                    work(theirs.as_fd())
                 };
                 // A panic has printed its message.
                 let is_done = catch_unwind(AssertUnwindSafe(work)).is_ok_and(|done| {

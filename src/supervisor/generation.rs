@@ -10,7 +10,7 @@ use super::bus::{self, Bus};
 use super::policy::rolling_restart::Step;
 use crate::auth::Authentication;
 use crate::config::gateway::Protocol;
-use crate::config::{Binding, Cgi, Config, Listen, Pool};
+use crate::config::{Binding, Cgi, Config, Pool};
 use crate::fleet::memory::scoreboard::Place;
 use crate::fleet::routes::{self, Route, Routes};
 use crate::fleet::sockets::inbox;
@@ -66,7 +66,8 @@ impl Generation {
         new: [&[Arc<Listener>]; 2],
     ) -> Result<[Sockets; 2], BindError> {
         let have = [[&self.listeners, new[0]].concat(), [&self.metrics, new[1]].concat()];
-        let listeners = listener::adopted_or_bound(&config.listen, &binding(config), &have[0])?;
+        let binding = |listen: &_| config.listener(Some(listen)).binding;
+        let listeners = listener::adopted_or_bound(&config.listen, &binding, &have[0])?;
         let metrics = bind_metrics(config, &have[1])
             .inspect_err(|_| self.new_of(&listeners).for_each(|listener| listener.remove_file()))?;
         Ok([listeners, metrics])
@@ -294,11 +295,6 @@ fn bind_metrics(config: &Config, have: &[Arc<Listener>]) -> Result<Sockets, Bind
         log::info!("metrics are served on {}", listener.address);
     }
     Ok(listeners)
-}
-
-/// How each socket is bound.
-fn binding(config: &Config) -> impl Fn(&Listen) -> Binding {
-    |listen| config.listener(Some(listen)).binding
 }
 
 /// What concerns the workers of this pool, whatever handlers they serve.

@@ -10,11 +10,10 @@ use std::path::PathBuf;
 use nix::unistd::Pid;
 
 use super::Supervisor;
-use super::errand::Outbox;
 use super::role::Errand;
 use crate::clock;
 use crate::fleet::sockets::control::Command;
-use crate::fleet::sockets::handover::Received;
+use crate::fleet::sockets::handover::{self, Received};
 use crate::log::{self as sink, Level, LogKind};
 use crate::time::Instant;
 
@@ -56,7 +55,7 @@ impl Supervisor {
             return self.maintenance.logs.is_wanted |= is_ordered;
         }
         let is_known = self.maintenance.logs.is_failing && !is_ordered;
-        let open_all = |outbox: &Outbox| {
+        let open_all = |outbox: BorrowedFd<'_>| {
             let (mut kinds, mut opened, mut faults) = (Vec::new(), Vec::new(), Vec::new());
             for kind in LogKind::ALL {
                 match open(kind) {
@@ -72,7 +71,8 @@ impl Supervisor {
                 let fault = |why: &String| log::error!("cannot {what}: {why}; keeping the old file");
                 faults.iter().for_each(fault);
             }
-            outbox.send(&(faults.is_empty(), kinds), &opened.iter().map(AsFd::as_fd).collect::<Vec<_>>())
+            let fds: Vec<_> = opened.iter().map(AsFd::as_fd).collect();
+            handover::send(outbox, &(faults.is_empty(), kinds), &fds)
         };
         let _ = self.send_out(Errand::OpenLogs, open_all); // else the old file is kept
     }

@@ -33,6 +33,7 @@ const FAULTS: Rule = Rule {
 };
 
 /// When what is looked at.
+#[derive(Default)]
 pub(super) struct Maintenance {
     /// Until when loads are compared, and when they are compared next.
     rebalance_until: Instant,
@@ -49,15 +50,6 @@ pub(super) struct Maintenance {
     pub certificates: Option<Vec<FileStamp>>,
 }
 
-impl Default for Maintenance {
-    fn default() -> Self {
-        let (rebalance_until, rebalance_at, tick_at) = Default::default();
-        let (logs, mail, certificates) = Default::default();
-        let faults = Retry::new(FAULTS);
-        Self { rebalance_until, rebalance_at, tick_at, faults, deaf: String::new(), logs, mail, certificates }
-    }
-}
-
 impl Maintenance {
     /// A worker has started.
     pub fn begin_rebalance(&mut self, now: Instant) {
@@ -65,9 +57,9 @@ impl Maintenance {
         self.rebalance_at = now;
     }
 
-    /// A worker that was to come in the place of another one has failed.
+    /// A worker has a fault, or one that was to come in the place of another one has failed.
     pub fn replacement_failed(&mut self, now: Instant) {
-        self.faults.failed(now);
+        self.faults.failed(&FAULTS, now);
     }
 
     /// When [`Supervisor::maintain`] has something to do.
@@ -119,7 +111,7 @@ impl Supervisor {
     pub(super) fn replace_faulty(&mut self, slot: usize, now: Instant) {
         let fault = self.shared.scoreboard.slot(slot).and_then(|record| record.fault());
         let Some(fault) = fault.filter(|_| self.is_replacing_due(now)) else { return };
-        self.maintenance.faults.failed(now);
+        self.maintenance.replacement_failed(now);
         log::warn!("{} is replaced: {fault}", self.name(slot));
         if fault == Fault::Inbox
             && let Err(error) = self.renew_inbox(slot)

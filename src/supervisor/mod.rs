@@ -215,7 +215,7 @@ const LONG_TURN: Duration = Duration::from_millis(500);
 
 impl Supervisor {
     fn run(mut self, is_log_seen: bool) -> LoopEnd {
-        self.slots.on(Event::Start, clock::now());
+        self.slots.on(Event::Time, clock::now());
         let outcome = match self.turn_forever() {
             ControlFlow::Break(outcome) => outcome,
             ControlFlow::Continue(never) => match never {},

@@ -3,20 +3,19 @@
 
 use std::cell::Cell;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
 use serde::{Deserialize, Serialize};
 
-use super::errand::Outbox;
 use super::generation::{FileStamp, Generation, Sockets, stamps};
 use super::{Reread, prepare};
 use crate::clock;
 use crate::config::{Config, Listen};
 use crate::fleet::routes::Routes;
-use crate::fleet::sockets::handover::Received;
+use crate::fleet::sockets::handover::{self, Received};
 use crate::fleet::sockets::listener::Listener;
 use crate::handlers::discover::{discover, refusal};
 use crate::log::{self as sink, LogKind};
@@ -41,19 +40,19 @@ struct Found {
 type Bound = (Option<Listen>, Option<(u64, u64)>);
 
 /// In the child: finds all that a generation after `old` is made of, and hands it back.
-pub(super) fn find(old: &Generation, reread: &Reread, outbox: &Outbox) -> io::Result<()> {
+pub(super) fn find(old: &Generation, reread: &Reread, outbox: BorrowedFd<'_>) -> io::Result<()> {
     let found = try_find(old, reread, outbox);
-    let Ok((found, opened, sockets)) = found else { return outbox.send(&found.map(drop), &[]) };
+    let Ok((found, opened, sockets)) = found else { return handover::send(outbox, &found.map(drop), &[]) };
     let fds: Vec<_> =
         opened.iter().map(AsFd::as_fd).chain(sockets.iter().map(|socket| socket.as_fd())).collect();
-    let sent = outbox.send(&Ok::<_, String>(found), &fds);
+    let sent = handover::send(outbox, &Ok::<_, String>(found), &fds);
     sent.inspect_err(|_| sockets.iter().for_each(|socket| socket.remove_file()))
 }
 
 fn try_find(
     old: &Generation,
     reread: &Reread,
-    outbox: &Outbox,
+    outbox: BorrowedFd<'_>,
 ) -> Result<(Found, Vec<OwnedFd>, Sockets), String> {
     // One that is not needed any more ends by SIGTERM, and with it what it has started.
     SigSet::from(Signal::SIGTERM).thread_unblock().map_err(|error| error.to_string())?;
@@ -71,7 +70,7 @@ fn try_find(
             return true;
         }
         said.set(clock::now());
-        outbox.go_on().is_ok()
+        handover::go_on(outbox).is_ok()
     };
     let (routes, faults) = discover(&config, &old.routes, &go_on)?;
     if let Some(why) = refusal(&faults, &old.faults, config.strict_handlers) {

@@ -57,7 +57,7 @@ impl Pools {
     }
 
     fn failed(&mut self, pool: u16, now: Instant) {
-        self.retries.entry(pool).or_insert_with(|| Retry::new(RETRY)).failed(now);
+        self.retries.entry(pool).or_default().failed(&RETRY, now);
     }
 
     /// Whether there may be a process that is not in the table yet.

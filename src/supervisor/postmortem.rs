@@ -2,6 +2,7 @@
 //! often. Does not restart anything; `policy::slots` does.
 
 use std::collections::BTreeSet;
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
@@ -10,7 +11,6 @@ use nix::unistd::Pid;
 
 use super::crash_record::{self, CrashRecord};
 use super::death::{Cause, Death};
-use super::errand::Outbox;
 use super::generation::Generation;
 use super::policy::quarantine::{Measure, Quarantine, Term};
 use super::policy::slots::Event;
@@ -164,7 +164,7 @@ impl Supervisor {
         if records.is_empty() {
             return;
         }
-        let write = |_: &Outbox| {
+        let write = |_: BorrowedFd<'_>| {
             for record in records {
                 match record.write(&dir) {
                     Ok(path) => log::info!("crash record of process {}: {}", record.pid, path.display()),

@@ -1,12 +1,12 @@
 //! Reload: configuration and handlers are read anew and checked, and workers of another generation replace those that
 //! are to change (`rolling`). A mistake changes nothing.
 
+use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use nix::unistd::Pid;
 
-use super::errand::Outbox;
 use super::generation::{Generation, Sockets};
 use super::next_generation;
 use super::policy::rolling_restart::{Event, Failure};
@@ -167,7 +167,7 @@ impl Supervisor {
         if gone.iter().all(|listener| listener.file().is_none()) {
             return;
         }
-        let remove = |_: &Outbox| {
+        let remove = |_: BorrowedFd<'_>| {
             gone.iter().for_each(|listener| listener.remove_file());
             Ok(())
         };

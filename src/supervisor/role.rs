@@ -76,12 +76,4 @@ impl Kind {
             Kind::Cgi => "cgi",
         }
     }
-
-    /// Whether one that is replaced may take until its last connection has ended.
-    pub fn relays(self) -> bool {
-        match self {
-            Kind::Metrics | Kind::Bus | Kind::Cgi => false,
-            Kind::Gateway => true,
-        }
-    }
 }

@@ -197,7 +197,7 @@ fn replace_image(program: &CString, args: &[CString], fd: BorrowedFd<'_>, notify
     // SAFETY: the child has one thread, which reads no variable meanwhile.
     unsafe {
         std::env::set_var(VARIABLE, fd.as_raw_fd().to_string());
-        notify.variables().iter().for_each(|(name, value)| std::env::set_var(name, value));
+        notify.variables.iter().for_each(|(name, value)| std::env::set_var(name, value));
     }
     let prepared =
         SigSet::empty().thread_set_mask().and_then(|()| fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())));

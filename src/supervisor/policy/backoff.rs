@@ -5,9 +5,8 @@ use std::time::Duration;
 use crate::time::Instant;
 
 /// Waits that double from failure to failure, up to a bound. One that worked for long enough in between starts over.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Backoff {
-    rule: Rule,
     /// Failures that are not forgiven.
     failures: u32,
 }
@@ -27,16 +26,14 @@ pub struct Rule {
 
 impl Backoff {
     /// Nothing has failed.
-    pub const fn new(rule: Rule) -> Self {
-        Self { rule, failures: 0 }
-    }
+    pub const NONE: Self = Self { failures: 0 };
 
     /// It has failed after working for so long: the wait until it is to be tried again.
-    pub fn failed(&mut self, worked: Duration) -> Duration {
-        if worked >= self.rule.forgiven {
+    pub fn failed(&mut self, rule: &Rule, worked: Duration) -> Duration {
+        let Rule { free, first, longest, forgiven } = *rule;
+        if worked >= forgiven {
             self.failures = 0;
         }
-        let Rule { free, first, longest, .. } = self.rule;
         let wait = match self.failures.checked_sub(free) {
             None => Duration::ZERO,
             Some(before) => doubled(first, before).min(longest),
@@ -47,21 +44,16 @@ impl Backoff {
 }
 
 /// Something that is tried again when it has failed.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Retry {
     backoff: Backoff,
     not_before: Instant,
 }
 
 impl Retry {
-    /// It may be tried.
-    pub fn new(rule: Rule) -> Self {
-        Self { backoff: Backoff::new(rule), not_before: Instant::default() }
-    }
-
     /// It has failed. It has worked since it was last tried, which is when it might be.
-    pub fn failed(&mut self, now: Instant) {
-        self.not_before = now + self.backoff.failed(now.since(self.not_before));
+    pub fn failed(&mut self, rule: &Rule, now: Instant) {
+        self.not_before = now + self.backoff.failed(rule, now.since(self.not_before));
     }
 
     /// Before this it is not to be tried.
@@ -83,9 +75,9 @@ mod tests {
     fn waits_double_up_to_a_bound_and_start_over_after_long_work() {
         let seconds = Duration::from_secs;
         let rule = Rule { free: 1, first: seconds(1), longest: seconds(5), forgiven: seconds(60) };
-        let mut backoff = Backoff::new(rule);
+        let mut backoff = Backoff::NONE;
         for (worked, wait) in [(0, 0), (59, 1), (0, 2), (0, 4), (0, 5), (0, 5), (60, 0), (0, 1)] {
-            assert_eq!(backoff.failed(seconds(worked)), seconds(wait), "after {worked} s");
+            assert_eq!(backoff.failed(&rule, seconds(worked)), seconds(wait), "after {worked} s");
         }
         assert_eq!(doubled(seconds(1), 31), seconds(1 << 31));
         assert_eq!(doubled(seconds(1), 32), Duration::MAX);
@@ -95,12 +87,12 @@ mod tests {
     fn what_fails_is_tried_again_later_each_time() {
         let ms = Duration::from_millis;
         let rule = Rule { free: 2, first: ms(100), longest: ms(5000), forgiven: ms(10_000) };
-        let mut retry = Retry::new(rule);
+        let mut retry = Retry::default();
         let at = |time: u64| Instant::default() + ms(time);
         for (failed, not_before) in
             [(20_000, 20_000), (20_001, 20_001), (20_002, 20_102), (20_102, 20_302), (40_000, 40_000)]
         {
-            retry.failed(at(failed));
+            retry.failed(&rule, at(failed));
             assert_eq!(retry.not_before(), at(not_before));
         }
     }

@@ -18,8 +18,6 @@ use crate::time::{Instant, Rate};
 /// Something has happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The server starts.
-    Start,
     /// The worker in this slot accepts connections.
     Ready(usize),
     /// The process in this slot has ended, or could not be forked.
@@ -125,9 +123,10 @@ struct Stop {
 }
 
 impl Slots {
-    /// So many; [`Event::Start`] sets them going.
+    /// So many, for which workers are due.
     pub fn new(slots: usize) -> Self {
-        Self { slots: vec![Slot::EMPTY; slots], were_ready: false, stop: None, actions: VecDeque::new() }
+        let due = Slot { process: Occupant::Due(Instant::default()), ..Slot::EMPTY };
+        Self { slots: vec![due; slots], were_ready: false, stop: None, actions: VecDeque::new() }
     }
 
     /// Whether the workers have been told to leave.
@@ -181,7 +180,6 @@ impl Slots {
     /// Something has happened. Events about slots that have no process change nothing.
     pub fn on(&mut self, event: Event, now: Instant) {
         match event {
-            Event::Start => self.slots.iter_mut().for_each(|slot| slot.process = Occupant::Due(now)),
             Event::Ready(slot) => self.ready(slot, now),
             Event::Died(slot) => self.died(slot, now),
             Event::Hindered(slot) => self.hindered(slot, now),
@@ -245,7 +243,7 @@ impl Slots {
             slot.process = Occupant::Gone;
             return;
         }
-        let wait = slot.restart.failed(worked);
+        let wait = slot.restart.failed(&RESTART, worked);
         slot.process = Occupant::Due(now + if worked < SERVED { wait } else { wait.min(SERVED) });
         let mut taken = self.slots.iter().filter(|slot| slot.process != Occupant::Gone);
         if taken.all(|slot| slot.failed_starts >= FAILED_STARTS) && !self.actions.contains(&Action::GiveUp) {
@@ -340,7 +338,7 @@ impl Slot {
     /// No process is in it, and none is due.
     const EMPTY: Slot = Slot {
         process: Occupant::Gone,
-        restart: Backoff::new(RESTART),
+        restart: Backoff::NONE,
         failed_starts: 0,
         crashes: Rate::new(CRASHES, BURST),
     };

@@ -16,7 +16,7 @@ fn actions(slots: &mut Slots, event: Event, seconds: u64) -> Vec<Action> {
 #[track_caller]
 fn check(slots: usize, table: &[(u64, Event, &[Action])]) -> Slots {
     let mut all = Slots::new(slots);
-    assert_eq!(actions(&mut all, Event::Start, 0), (0..slots).map(Spawn).collect::<Vec<_>>());
+    assert_eq!(actions(&mut all, Passed, 0), (0..slots).map(Spawn).collect::<Vec<_>>());
     for (row, (seconds, event, expected)) in table.iter().enumerate() {
         let done = actions(&mut all, *event, *seconds);
         assert_eq!(done, *expected, "row {row}: {event:?} at {seconds} s");
