@@ -99,7 +99,10 @@ impl Child {
                 });
                 let start = match start {
                     Ok(start) => start,
-                    Err(error) => return failed(&name, &error),
+                    Err(error) => {
+                        log::error!("{name} cannot start: {error}");
+                        return Exit::Internal.code();
+                    }
                 };
                 set_name(&name);
                 if !config.is_parent(place.pool, place.number) {
@@ -162,11 +165,6 @@ fn relay_output(log: OwnedFd) -> io::Result<()> {
     dup2_stdout(&log)?;
     dup2_stderr(&log)?;
     sink::relay(log)
-}
-
-fn failed(name: &str, error: &io::Error) -> i32 {
-    log::error!("{name} cannot start: {error}");
-    Exit::Internal.code()
 }
 
 fn set_name(name: &str) {

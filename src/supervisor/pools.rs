@@ -87,7 +87,8 @@ impl Supervisor {
                 (None, Some(_)) => {}
                 (Some((slot, parent)), Some(wanted)) => {
                     self.dismiss_idle(pool, Some(parent));
-                    if self.may_fork(pool, now)
+                    let may_fork = self.pools.retries.get(&pool).is_none_or(|retry| retry.not_before() <= now);
+                    if may_fork
                         && let Err(error) = self.ask_parent(pool, parent, wanted)
                     {
                         log::error!("{}[{parent}]: cannot fork: {error}", self.name(slot));
@@ -96,10 +97,6 @@ impl Supervisor {
                 }
             }
         }
-    }
-
-    fn may_fork(&self, pool: u16, now: Instant) -> bool {
-        self.pools.retries.get(&pool).is_none_or(|retry| retry.not_before() <= now)
     }
 
     /// A process of such a pool has died: if it has not got as far as to wait for a connection, or has left its inbox
@@ -220,10 +217,13 @@ impl Supervisor {
     pub(super) fn read_forked(&mut self) {
         for pending in std::mem::take(&mut self.pools.pending) {
             let Pending { slot, generation, parent, .. } = pending;
+            let forks = self.parent_of(self.place_of(slot).pool).is_some_and(|(_, pid)| pid == parent);
             match pending.channel.recv_report() {
                 // Only a child of this process may be sent signals and be waited for.
-                Ok(Some(Report::Born { pid })) if self.is_new_child(pid) => {
-                    let pid = Pid::from_raw(pid);
+                Ok(Some(Report::Born { pid: raw }))
+                    if is_ours(raw) && self.processes.get(Pid::from_raw(raw)).is_none() =>
+                {
+                    let pid = Pid::from_raw(raw);
                     log::debug!("{}[{pid}] is forked", self.name(slot));
                     let role = Role::PerConnection(parent);
                     self.enter(pid, Process::new(role, Some(slot), generation, Some(pending.channel)));
@@ -233,7 +233,7 @@ impl Supervisor {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.pools.pending.push(pending),
                 // Its parent leaves, or is gone, which has been said: the next one is asked.
-                Ok(None) if self.slots.is_stopping() || !self.is_parent(parent, slot) => self.give_up(slot),
+                Ok(None) if self.slots.is_stopping() || !forks => self.give_up(slot),
                 other => {
                     let why = match other {
                         Ok(Some(_)) => "unexpected report".to_owned(),
@@ -259,10 +259,6 @@ impl Supervisor {
         }
     }
 
-    fn is_parent(&self, pid: Pid, slot: usize) -> bool {
-        self.parent_of(self.place_of(slot).pool).is_some_and(|(_, parent)| parent == pid)
-    }
-
     /// No process comes into this slot.
     fn give_up(&self, slot: usize) {
         if let Some(record) = self.shared.scoreboard.slot(slot) {
@@ -274,10 +270,5 @@ impl Supervisor {
         self.give_up(slot);
         let pool = self.place_of(slot).pool;
         self.pools.failed(pool, clock::now());
-    }
-
-    /// Whether this is a child of this process that is not in the table.
-    fn is_new_child(&self, pid: i32) -> bool {
-        is_ours(pid) && self.processes.get(Pid::from_raw(pid)).is_none()
     }
 }

@@ -87,7 +87,6 @@ impl Supervisor {
                 log::debug!("{} is ready with {loaded} handlers", self.name(slot));
                 self.on_ready(pid, slot, broken);
             }
-            (Report::Ready { .. }, _) => {}
             (Report::Crashed, _) => {
                 let was_holder = self.processes.holder(slot) == Some(pid);
                 let is_late = self.processes.get(pid).is_some_and(Process::is_late);
@@ -119,18 +118,10 @@ impl Supervisor {
                 self.count_in_place(slot, |counters| counters.replaced.add_shared(1));
                 self.left(slot);
             }
-            (Report::Leaving, _) => {}
-            (
-                report @ (Report::Listed { .. }
-                | Report::Closing { .. }
-                | Report::ClosingAll { .. }
-                | Report::Published { .. }),
-                _,
-            ) => self.host.control.on_reply(pid.as_raw(), report),
             (Report::Topics, _) => self.generation.bus.set_used(),
             (Report::Faulty, Role::Worker) => self.replace_faulty(slot, now),
-            (Report::Faulty | Report::Taken | Report::Born { .. } | Report::Failed(_) | Report::Alive, _) => {
-            }
+            // A reply to a request; else nothing that matters.
+            (report, _) => self.host.control.on_reply(pid.as_raw(), report),
         }
     }
 
@@ -151,9 +142,10 @@ impl Supervisor {
     /// Until when a process may live that is replaced while it has connections: of this pool, or of any.
     pub(super) fn drain_deadline(&self, pool: Option<u16>) -> Instant {
         let config = &self.generation.config;
-        let routes = self.generation.routes.handlers().iter();
-        let is_ours = |pool| move |route: &&Route| config.pool_of(&route.resource) == usize::from(pool);
-        let ours = routes.filter(|route| pool.is_none_or(|pool| is_ours(pool)(route)));
+        let is_ours = |route: &&Route| {
+            pool.is_none_or(|pool| config.pool_of(&route.resource) == usize::from(pool))
+        };
+        let ours = self.generation.routes.handlers().iter().filter(is_ours);
         let drain = ours.map(|route| config.handler(&route.resource).drain.unwrap_or(Duration::MAX)).max();
         let end = self.end_of_stop() + drain.unwrap_or_default();
         if self.slots.is_stopping() { end.min(self.end_of_stop()) } else { end }
