@@ -346,6 +346,26 @@ fn in_the_background() {
 }
 
 #[test]
+fn what_handlers_of_a_walled_pool_print_is_in_the_log_of_a_daemon() {
+    if !geteuid().is_root() {
+        return println!("skipped: pools with a user need root");
+    }
+    let dir = dir();
+    let [pid_file, config, log] = ["pid", "w.conf", "log"].map(|name| dir.path().join(name));
+    let print = "#include <stdio.h>\n__attribute__((constructor)) static void at_load(void)\n\
+                 { printf(\"printed by a handler\\n\"); fflush(stdout); }\n";
+    dir.handler("loud", &[print, ECHO].concat());
+    let pool = "[handler.'/loud']\nisolation = 'pool'\n[pool.loud]\nuser = 4001\ngroup = 4001\n";
+    std::fs::write(&config, pool).unwrap();
+    let files = [&pid_file, &config].map(|path| path.to_str().unwrap());
+    let output = daemonize(&dir, &["-p", "0", "--pid-file", files[0], "--config", files[1]]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let daemon = Background::of(&pid_file);
+    until("it is logged", || std::fs::read_to_string(&log).unwrap().contains("printed by a handler"));
+    daemon.stop();
+}
+
+#[test]
 fn the_caller_gets_the_error_of_a_failed_start() {
     let dir = dir();
     let pid_file = dir.path().join("pid");
