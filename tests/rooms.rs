@@ -85,7 +85,17 @@ const ARROWS: &[(&str, &[&str])] = &[
             "settings::outside",
         ],
     ),
-    ("handlers", &["clock", "fleet::process::proc::is_under_valgrind", "fleet::routes", "ffi", "confine"]),
+    (
+        "handlers",
+        &[
+            "clock",
+            "fleet::process::proc::is_under_valgrind",
+            "fleet::routes",
+            "ffi",
+            "confine",
+            "service::open_null",
+        ],
+    ),
     ("confine", &[]),
     ("gateway", &["clock", "fleet", "proto", "http"]),
     ("bus", &["clock", "fleet", "proto::ws", "ctl::topics"]),

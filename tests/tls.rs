@@ -343,7 +343,10 @@ fn a_changed_certificate_is_loaded_without_a_reload() {
     }
     let seen = || shown(&Client::of(&authority).connect(port(&server)).unwrap());
     until("the new one is shown", || seen() == "second");
-    assert!(metrics(&server).contains("\nwshd_last_reload_successful 0\n"), "what is configured is not in force");
+    assert!(
+        metrics(&server).contains("\nwshd_last_reload_successful 0\n"),
+        "what is configured is not in force"
+    );
     // An invalid one is logged once, and changes nothing.
     std::fs::write(authority.file("cert.key"), "nothing").unwrap();
     server.says("no private key in PEM");

@@ -99,7 +99,9 @@ fn tell(view: &View<'_>, recording: &Recording, is_on: bool) {
         let socket = is_on.then_some(recording.socket.as_fd());
         let told = channel.send_command_with(recording.order, socket.as_slice());
         if told.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
-            log::warn!("recording: process {pid} does not read its commands; its connections are not recorded");
+            log::warn!(
+                "recording: process {pid} does not read its commands; its connections are not recorded"
+            );
         }
     }
 }

@@ -398,7 +398,11 @@ mod tests {
             client.write_all(b"x\n").unwrap();
         }
         let asked = socket.turn(true, at(0));
-        assert_eq!((asked.len(), socket.interest(true).count()), (MAX_CLIENTS, MAX_CLIENTS), "that they leave");
+        assert_eq!(
+            (asked.len(), socket.interest(true).count()),
+            (MAX_CLIENTS, MAX_CLIENTS),
+            "that they leave"
+        );
         asked.iter().for_each(|asked| socket.answer(asked.client, b"y\n".to_vec(), at(0)));
         assert_eq!(socket.turn(true, at(0)).len(), 2);
     }

@@ -70,7 +70,9 @@ impl<'a> View<'a> {
         });
         let present = self.processes.iter().filter(|process| !process.is_leaving);
         let mut workers: Vec<(Place, Worker)> = present
-            .filter_map(|process| Some((self.shared.scoreboard.place(process.slot)?, self.worker(process, now)?)))
+            .filter_map(|process| {
+                Some((self.shared.scoreboard.place(process.slot)?, self.worker(process, now)?))
+            })
             .collect();
         workers.sort_by_key(|(place, _)| *place);
         let workers: Vec<Worker> = workers.into_iter().map(|(_, worker)| worker).collect();
@@ -113,7 +115,10 @@ impl<'a> View<'a> {
     /// Those of them that may have connections, and read commands: they do not load handlers any more.
     pub fn serving(&self) -> impl Iterator<Item = (i32, &'a Channel)> {
         let starting = |pid| {
-            self.shared.scoreboard.slots().any(|(_, slot)| slot.pid() == pid && slot.state() == State::Starting)
+            self.shared
+                .scoreboard
+                .slots()
+                .any(|(_, slot)| slot.pid() == pid && slot.state() == State::Starting)
         };
         self.channels().filter(move |(pid, ..)| !starting(*pid)).map(|(pid, _, channel)| (pid, channel))
     }
@@ -142,8 +147,11 @@ impl<'a> View<'a> {
         if record.pid() != pid.as_raw() {
             return Some(worker);
         }
-        let is_parent =
-            self.shared.scoreboard.place(process.slot).is_some_and(|at| self.config.is_parent(at.pool, at.number));
+        let is_parent = self
+            .shared
+            .scoreboard
+            .place(process.slot)
+            .is_some_and(|at| self.config.is_parent(at.pool, at.number));
         let is_hung = !is_parent && record.silence(now).is_some_and(|silence| silence >= HUNG);
         Some(Worker {
             state: if is_hung { "hung" } else { state_text(record.state()) }.to_owned(),
@@ -156,8 +164,11 @@ impl<'a> View<'a> {
     }
 
     fn pool_name(&self, slot: usize) -> String {
-        let pool =
-            self.shared.scoreboard.place(slot).and_then(|place| self.config.pools.get(usize::from(place.pool)));
+        let pool = self
+            .shared
+            .scoreboard
+            .place(slot)
+            .and_then(|place| self.config.pools.get(usize::from(place.pool)));
         pool.map_or_else(String::new, |pool| pool.name.clone())
     }
 
@@ -202,7 +213,11 @@ impl<'a> View<'a> {
             file: route.file.display().to_string(),
             connections: counters.open.get(),
             totals: totals(counters.traffic()),
-            quarantine: self.shared.breakers.get(self.config.pool_of(&route.resource), number).and_then(quarantine),
+            quarantine: self
+                .shared
+                .breakers
+                .get(self.config.pool_of(&route.resource), number)
+                .and_then(quarantine),
         })
     }
 }

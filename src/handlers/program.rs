@@ -20,6 +20,7 @@ use crate::ffi::call::Handler;
 use crate::ffi::plugin::{self, LoadOptions, Plugin};
 use crate::ffi::raw;
 use crate::ffi::stand_in::set_stand_in;
+use crate::service::open_null;
 
 /// What this program is called when it is to probe, as ps(1) shows it: arguments 0 and 1. The second one decides.
 pub const NAME: [&str; 2] = ["wshd:", "probe"];
@@ -50,8 +51,7 @@ fn answer() -> io::Result<()> {
     // Never closed: the plugin may close it, and then its number may be anybody's.
     let pipe = Box::leak(Box::new(File::from(io::stdout().as_fd().try_clone_to_owned()?)));
     let mut send = |answer: Answer| pipe.write_all(&answer.to_line(&nonce));
-    let null = File::options().read(true).write(true).open("/dev/null");
-    let null = null.map_err(|error| io::Error::new(error.kind(), format!("/dev/null: {error}")))?;
+    let null = open_null()?;
     dup2_stdin(&null)?;
     dup2_stdout(&null)?;
     drop(null);

@@ -188,7 +188,9 @@ impl Supervisor {
                     }
                     (record.heartbeat().as_nanos(), record.call.current().is_some())
                 }
-                (Role::Auxiliary(_) | Role::Leaving(_), _) if limits.is_some() && process.has_no_deadline() => {
+                (Role::Auxiliary(_) | Role::Leaving(_), _)
+                    if limits.is_some() && process.has_no_deadline() =>
+                {
                     let Some(channel) = &process.channel else { continue };
                     let _ = channel.send_command(Command::Ping); // or it has not read many
                     (process.answered, false)

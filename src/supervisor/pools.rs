@@ -87,10 +87,9 @@ impl Supervisor {
                 (None, Some(_)) => {}
                 (Some((slot, parent)), Some(wanted)) => {
                     self.dismiss_idle(pool, Some(parent));
-                    let may_fork = self.pools.retries.get(&pool).is_none_or(|retry| retry.not_before() <= now);
-                    if may_fork
-                        && let Err(error) = self.ask_parent(pool, parent, wanted)
-                    {
+                    let may_fork =
+                        self.pools.retries.get(&pool).is_none_or(|retry| retry.not_before() <= now);
+                    if may_fork && let Err(error) = self.ask_parent(pool, parent, wanted) {
                         log::error!("{}[{parent}]: cannot fork: {error}", self.name(slot));
                         self.pools.failed(pool, now);
                     }

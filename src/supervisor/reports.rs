@@ -142,9 +142,8 @@ impl Supervisor {
     /// Until when a process may live that is replaced while it has connections: of this pool, or of any.
     pub(super) fn drain_deadline(&self, pool: Option<u16>) -> Instant {
         let config = &self.generation.config;
-        let is_ours = |route: &&Route| {
-            pool.is_none_or(|pool| config.pool_of(&route.resource) == usize::from(pool))
-        };
+        let is_ours =
+            |route: &&Route| pool.is_none_or(|pool| config.pool_of(&route.resource) == usize::from(pool));
         let ours = self.generation.routes.handlers().iter().filter(is_ours);
         let drain = ours.map(|route| config.handler(&route.resource).drain.unwrap_or(Duration::MAX)).max();
         let end = self.end_of_stop() + drain.unwrap_or_default();

@@ -344,7 +344,9 @@ impl Supervisor {
             self.host.notify.main_pid(pid);
         }
         if self.upgrade.txs.is_empty() {
-            log::warn!("upgrade: the new executable cannot take up connections; they are closed over drain_timeout");
+            log::warn!(
+                "upgrade: the new executable cannot take up connections; they are closed over drain_timeout"
+            );
         }
         self.abort_rolling("another executable takes over");
         for (_, slot) in self.all_workers() {
