@@ -8,8 +8,8 @@ use crate::fleet::routes::{Routes, Stamp};
 /// Names of each kind in a line; the others are counted.
 const MAX_NAMES: usize = 20;
 
-/// What became of the resources between two routes: `added: /a, /b; removed: /c`; empty if nothing did. Changed are those
-/// whose handler is another one, or has been built anew.
+/// What became of the resources: `added: /a, /b; removed: /c`; empty if nothing did. Changed are those whose handler is
+/// another one, or has been built anew.
 pub fn between(before: &Routes, after: &Routes) -> String {
     let (before, after) = (resources(before), resources(after));
     let is_new = |name: &&str| !before.contains_key(name);

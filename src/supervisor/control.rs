@@ -1,5 +1,6 @@
 //! The supervisor's part of `wshd ctl`: what requests see of it, and carrying out what they ask for.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use nix::unistd::Pid;
@@ -61,8 +62,9 @@ impl Supervisor {
         let channel_of = |pid: Option<Pid>| self.processes.get(pid?)?.channel.as_ref();
         let process = |slot, pid, is_leaving| Process { slot, pid, is_leaving, channel: channel_of(pid) };
         // Slots whose workers are due come without a process.
+        let holders: BTreeMap<usize, Pid> = self.processes.holders().collect();
         let present = (0..self.processes.slots())
-            .map(|slot| (slot, self.processes.holder(slot)))
+            .map(|slot| (slot, holders.get(&slot).copied()))
             .filter(|(slot, pid)| pid.is_some() || self.slots.is_taken(*slot))
             .map(|(slot, pid)| process(slot, pid, false));
         let leaving = self

@@ -37,8 +37,8 @@ pub(super) fn read(process: &mut Process) {
 }
 
 impl Supervisor {
-    /// Forks a child that does this, with the log as it is, and exits; whether it was done is its exit code. It is given
-    /// where it may hand something back. An error is logged.
+    /// Forks a child that does this, with the log as it is, and exits; whether it was done is its exit code. It is
+    /// given where it may hand something back. An error is logged.
     pub(super) fn send_out(
         &mut self,
         errand: Errand,

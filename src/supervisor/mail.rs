@@ -55,17 +55,14 @@ impl Supervisor {
         if self.slots.exit().is_some() {
             return BTreeSet::new();
         }
-        let read = self.processes.iter().filter(|(pid, process)| self.reads_inbox(*pid, process));
+        let read = self.processes.iter().filter(|(_, process)| self.reads_inbox(process));
         let read: BTreeSet<usize> = read.filter_map(|(_, process)| process.slot).collect();
         (0..self.processes.slots()).filter(|slot| !read.contains(slot)).collect()
     }
 
-    fn reads_inbox(&self, pid: Pid, process: &Process) -> bool {
+    fn reads_inbox(&self, process: &Process) -> bool {
         match (process.role, process.slot.and_then(|slot| self.shared.scoreboard.slot(slot))) {
-            (Role::Worker, Some(record)) => {
-                process.slot.and_then(|slot| self.processes.holder(slot)) == Some(pid)
-                    && matches!(record.state(), State::Running | State::Stopping)
-            }
+            (Role::Worker, Some(record)) => matches!(record.state(), State::Running | State::Stopping),
             (role, _) => role == Role::Draining,
         }
     }
@@ -130,7 +127,7 @@ impl Supervisor {
     fn takers(&self, slot: usize) -> Vec<(usize, Pid)> {
         let pool = self.place_of(slot).pool;
         let mut found = Vec::new();
-        for (pid, process) in self.processes.iter().filter(|(pid, process)| self.reads_inbox(*pid, process)) {
+        for (pid, process) in self.processes.iter().filter(|(_, process)| self.reads_inbox(process)) {
             let Some(other) = process.slot.filter(|other| *other != slot) else { continue };
             let Some(record) = self.shared.scoreboard.slot(other) else { continue };
             let place = record.place();

@@ -166,8 +166,8 @@ impl Supervisor {
     }
 
     /// Ends workers whose record in the scoreboard was overwritten (the next process in the slot makes it anew), and
-    /// processes that are silent although nothing that they may do takes so long: workers whose event loop does not turn,
-    /// auxiliary processes that answer no ping.
+    /// processes that are silent although nothing that they may do takes so long: workers whose event loop does not
+    /// turn, auxiliary processes that answer no ping.
     fn end_sick(&mut self, now: Instant) {
         let (limits, config) = (self.limits(), &self.generation.config);
         let mut sick = Vec::new();

@@ -132,15 +132,15 @@ impl Supervisor {
 
     /// Tells those to leave that wait for a connection and have another parent than this.
     fn dismiss_idle(&mut self, pool: u16, parent: Option<Pid>) {
-        for slot in self.slots_of(pool) {
-            let holder = self.processes.holder(slot).and_then(|pid| self.processes.get(pid));
-            let Some(process) = holder else { continue };
+        let idle = self.processes.iter().filter_map(|(_, process)| {
             let is_others = matches!(process.role, Role::PerConnection(known) if Some(known) != parent);
-            let Some(record) = self.shared.scoreboard.slot(slot).filter(|_| is_others) else { continue };
+            let slot = process.slot.filter(|slot| is_others && self.place_of(*slot).pool == pool)?;
+            let record = self.shared.scoreboard.slot(slot)?;
             // Nobody sends it a connection after this.
-            if record.state() == State::Running && record.claim() {
-                self.stop_worker(slot, Command::Stop);
-            }
+            (record.state() == State::Running && record.claim()).then_some(slot)
+        });
+        for slot in idle.collect::<Vec<_>>() {
+            self.stop_worker(slot, Command::Stop);
         }
     }
 

@@ -1,7 +1,7 @@
 //! The process table: each child of the supervisor by pid, with what it is for, the slot it is in, its channel, and
 //! until when it has to do what it was told. A late process gets SIGTERM and a second later SIGKILL, whatever its role.
 //!
-//! Also the slots' side of it: which process holds a slot, and the slots' inboxes.
+//! Also the slots' inboxes.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -123,40 +123,33 @@ impl Process {
     }
 }
 
-struct InboxSlot {
-    /// Where connections arrive from other processes.
-    inbox: SocketQueue,
-    /// In the table as a worker or per-connection process of this slot.
-    holder: Option<Pid>,
-}
-
 /// All children, and all slots.
 #[derive(Default)]
 pub struct Processes {
     table: BTreeMap<Pid, Process>,
-    slots: Vec<InboxSlot>,
+    /// By slot: where connections arrive from other processes.
+    inboxes: Vec<SocketQueue>,
 }
 
 impl Processes {
     /// One more slot; its number.
     pub fn add_slot(&mut self) -> io::Result<usize> {
-        self.slots.push(InboxSlot { inbox: inbox::create()?, holder: None });
-        Ok(self.slots.len() - 1)
+        self.inboxes.push(inbox::create()?);
+        Ok(self.inboxes.len() - 1)
     }
 
     /// A new inbox for a slot: who has an end of the old one has nothing to do with it any more.
     pub fn renew_inbox(&mut self, slot: usize) -> io::Result<()> {
-        let slot = self.slots.get_mut(slot).ok_or(io::ErrorKind::NotFound)?;
-        slot.inbox = inbox::create()?;
+        *self.inboxes.get_mut(slot).ok_or(io::ErrorKind::NotFound)? = inbox::create()?;
         Ok(())
     }
 
     pub fn slots(&self) -> usize {
-        self.slots.len()
+        self.inboxes.len()
     }
 
     pub fn inbox(&self, slot: usize) -> Option<&SocketQueue> {
-        self.slots.get(slot).map(|slot| &slot.inbox)
+        self.inboxes.get(slot)
     }
 
     /// Whether a connection waits in the inbox of a slot.
@@ -166,39 +159,21 @@ impl Processes {
 
     /// The inboxes of all slots. In a forked child, which leaves the table behind.
     pub fn take_inboxes(&mut self) -> Vec<SocketQueue> {
-        self.slots.drain(..).map(|slot| slot.inbox).collect()
+        std::mem::take(&mut self.inboxes)
     }
 
     /// A child was forked.
     pub fn insert(&mut self, pid: Pid, process: Process) {
-        let slot = process.slot.filter(|_| process.is_holder());
-        if let Some(slot) = slot.and_then(|slot| self.slots.get_mut(slot)) {
-            slot.holder = Some(pid);
-        }
         self.table.insert(pid, process);
     }
 
     /// A child was reaped.
     pub fn remove(&mut self, pid: Pid) -> Option<Process> {
-        self.release(pid);
         self.table.remove(&pid)
     }
 
     pub fn set_role(&mut self, pid: Pid, role: Role) {
-        self.release(pid);
-        let Some(process) = self.table.get_mut(&pid) else { return };
-        process.role = role;
-        let slot = process.slot.filter(|_| process.is_holder());
-        if let Some(slot) = slot.and_then(|slot| self.slots.get_mut(slot)) {
-            slot.holder = Some(pid);
-        }
-    }
-
-    fn release(&mut self, pid: Pid) {
-        let slot = self.table.get(&pid).and_then(|process| process.slot);
-        if let Some(slot) = slot.and_then(|slot| self.slots.get_mut(slot)) {
-            slot.holder.take_if(|holder| *holder == pid);
-        }
+        self.table.get_mut(&pid).into_iter().for_each(|process| process.role = role);
     }
 
     pub fn get(&self, pid: Pid) -> Option<&Process> {
@@ -209,13 +184,19 @@ impl Processes {
         self.table.get_mut(&pid)
     }
 
+    /// Those that hold a slot, each with its own.
+    pub fn holders(&self) -> impl Iterator<Item = (usize, Pid)> {
+        let holders = self.iter().filter(|(_, process)| process.is_holder());
+        holders.filter_map(|(pid, process)| Some((process.slot?, pid)))
+    }
+
     pub fn holder(&self, slot: usize) -> Option<Pid> {
-        self.slots.get(slot)?.holder
+        self.holders().find(|(held, _)| *held == slot).map(|(_, pid)| pid)
     }
 
     /// Whether any process is, or was, in this slot and has not been reaped.
     pub fn is_in_use(&self, slot: usize) -> bool {
-        self.holder(slot).is_some() || self.table.values().any(|process| process.slot == Some(slot))
+        self.table.values().any(|process| process.slot == Some(slot))
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (Pid, &Process)> {

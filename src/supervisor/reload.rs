@@ -148,17 +148,16 @@ impl Supervisor {
             self.auxiliaries.abort_trial(&mut self.processes);
             self.remove_sockets(new.sockets_without(&self.generation));
         }
-        let was_committed = result.as_ref().map_or_else(|failure| failure.committed, |()| true);
-        if was_committed {
-            self.rolling.is_incomplete = result.is_err();
-        }
-        let result = match result {
-            Ok(()) => Ok(()),
-            Err(Failure { why, committed: false }) => Err(failed(&why)),
-            Err(Failure { why, committed: true }) => Err(format!(
-                "incomplete: the new configuration is in force, but not all workers were replaced: {why}"
-            )),
-        };
+        let result = result.map_err(|Failure { why, committed }| match committed {
+            true => {
+                self.rolling.is_incomplete = true;
+                format!(
+                    "incomplete: the new configuration is in force, but not all workers were replaced: {why}"
+                )
+            }
+            false => failed(&why),
+        });
+        self.rolling.is_incomplete &= result.is_err();
         self.end_reload(result);
     }
 

@@ -88,7 +88,6 @@ impl Supervisor {
                 self.on_ready(pid, slot, broken);
             }
             (Report::Crashed, _) => {
-                let was_holder = self.processes.holder(slot) == Some(pid);
                 let is_late = self.processes.get(pid).is_some_and(Process::is_late);
                 self.processes.set_role(pid, Role::Crashed);
                 let stop = self.slots.is_stopping().then(|| (self.stop_command(), self.end_of_stop()));
@@ -100,10 +99,10 @@ impl Supervisor {
                 let (line, event) = self.on_crash(slot, pid, role);
                 match role {
                     // The time to stop is over: nobody takes up what it had.
-                    Role::Worker if was_holder && is_late && self.slots.is_stopping() => {
+                    Role::Worker if is_late && self.slots.is_stopping() => {
                         self.slots.on(Event::Died(slot), now);
                     }
-                    Role::Worker if was_holder => self.slots.on(event, now),
+                    Role::Worker => self.slots.on(event, now),
                     // Its end may take as long as a core dump: another one may start in its place by then.
                     Role::Standby => self.standby_failed(slot, pid, &line),
                     _ => {}

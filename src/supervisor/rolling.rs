@@ -183,7 +183,7 @@ impl Supervisor {
     fn slot_of(&self, place: Place, except: usize) -> Option<usize> {
         let mut slots = 0..self.processes.slots();
         slots.find(|slot| {
-            *slot != except && self.processes.holder(*slot).is_some() && self.place_of(*slot) == place
+            *slot != except && self.place_of(*slot) == place && self.processes.holder(*slot).is_some()
         })
     }
 

@@ -228,7 +228,7 @@ impl Supervisor {
         self.on_upgrade(Event::Requested(why_not));
     }
 
-    /// What the new executable says. Its channel stays open as long as it lives: it waits for the end of this one there.
+    /// What the new executable says. Its channel stays open as long as it lives: it waits there for this one to end.
     pub(super) fn read_successor(&mut self, pid: Pid) {
         while let Some(process) = self.processes.get_mut(pid)
             && let Some(channel) = &process.channel
