@@ -1,15 +1,29 @@
 //! Severity levels.
 
-use std::str::FromStr;
-
 use log::{LevelFilter, Metadata};
 use serde::{Deserialize, Serialize};
+use strum::{EnumString, IntoStaticStr, VariantNames};
 
 use super::CRITICAL;
 
 /// A severity level, as in `ws_handler.h`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    EnumString,
+    IntoStaticStr,
+    VariantNames,
+)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase", parse_err_ty = String, parse_err_fn = unknown)]
 pub enum Level {
     /// Trace.
     Fine,
@@ -27,20 +41,9 @@ pub enum Level {
 }
 
 impl Level {
-    /// All levels, in ascending order.
-    pub const ALL: [Level; 6] =
-        [Level::Fine, Level::Debug, Level::Info, Level::Warn, Level::Error, Level::Critical];
-
     /// Its name in the configuration and in log lines.
     pub fn name(self) -> &'static str {
-        match self {
-            Level::Fine => "fine",
-            Level::Debug => "debug",
-            Level::Info => "info",
-            Level::Warn => "warn",
-            Level::Error => "error",
-            Level::Critical => "critical",
-        }
+        self.into()
     }
 
     /// The filter of the `log` crate, whose highest level is error.
@@ -66,12 +69,6 @@ impl Level {
     }
 }
 
-impl FromStr for Level {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let levels = || Self::ALL.map(Level::name).join(", ");
-        let level = Self::ALL.into_iter().find(|level| level.name() == text);
-        level.ok_or_else(|| format!("expected one of {}", levels()))
-    }
+fn unknown(_: &str) -> String {
+    format!("expected one of {}", Level::VARIANTS.join(", "))
 }

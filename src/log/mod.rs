@@ -22,6 +22,7 @@ use std::time::SystemTime;
 
 use log::{Log, Metadata, Record};
 use serde::{Deserialize, Serialize};
+use strum::{EnumString, VariantNames};
 
 pub use self::access::AccessField;
 pub use self::files::Rotation;
@@ -76,8 +77,9 @@ pub enum AccessLog {
     File(PathBuf),
 }
 
-/// Format of the lines.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Format of the lines. As a string: its name in the configuration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, EnumString, VariantNames)]
+#[strum(serialize_all = "lowercase")]
 pub enum Format {
     /// Plain text.
     #[default]

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use nix::unistd::Gid;
+use strum::{EnumString, VariantNames};
 
 use super::account::Account;
 use super::value::Host;
@@ -94,8 +95,9 @@ impl Draft {
     }
 }
 
-/// Destination of the log other than a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Destination of the log other than a file. As a string: its name in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, VariantNames)]
+#[strum(serialize_all = "lowercase")]
 pub enum Target {
     /// Standard error.
     Stderr,
@@ -105,8 +107,9 @@ pub enum Target {
     Journald,
 }
 
-/// Which processes run a handler.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Which processes run a handler. As a string: its name in the file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, EnumString, VariantNames)]
+#[strum(serialize_all = "lowercase")]
 pub enum Isolation {
     /// The server's workers.
     #[default]

@@ -46,9 +46,13 @@ impl fmt::Display for Location {
 impl Location {
     /// The error that the setting at this location is wrong.
     pub fn wrong(&self, why: impl fmt::Display) -> Error {
+        self.error(format!("{self}: {why}"))
+    }
+
+    fn error(&self, text: String) -> Error {
         match self {
-            Location::Line(_) => Error::Line(format!("{self}: {why}")),
-            Location::File(_) => Error::Config(format!("{self}: {why}")),
+            Location::Line(_) => Error::Line(text),
+            Location::File(_) => Error::Config(text),
         }
     }
 }
@@ -66,10 +70,7 @@ impl GivenValue {
 
     /// The error that this value is invalid.
     pub fn refused(&self, why: impl fmt::Display) -> Error {
-        match self.location {
-            Location::Line(_) => Error::Line(format!("{self}: {why}")),
-            Location::File(_) => Error::Config(format!("{self}: {why}")),
-        }
+        self.location.error(format!("{self}: {why}"))
     }
 }
 

@@ -161,7 +161,8 @@ fn programs(
     Ok(Some(Cgi { user, groups, ..draft.cgi.clone() }))
 }
 
-fn cores() -> usize {
+/// The number of processor cores.
+pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
 }
 

@@ -1,11 +1,10 @@
 //! Resolves the TLS and HTTP/2 settings of the server's own listeners, and of tables `[[listener]]`.
 
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::account::identity;
-use super::resolve::absolute;
+use super::resolve::{absolute, cores};
 use super::{Error, Values, draft};
 use crate::config::gateway::{CertificateFiles, ClientAuth, GatewayListener, Protocol, Tls};
 use crate::config::{Config, Listen};
@@ -47,20 +46,17 @@ impl Draft {
     /// The protocol; `None`: HTTP/1.1 without TLS, which workers accept.
     fn protocol(self, given: &Values) -> Result<Option<Protocol>, Error> {
         let kinds = [("tls", self.is_tls), ("h2c", self.is_h2c), ("redirect_to_https", self.redirects)];
-        let mut chosen = kinds.into_iter().filter(|(_, is_chosen)| *is_chosen);
-        let first = chosen.next();
-        if let (Some((first, _)), Some((second, _))) = (first, chosen.next()) {
-            return Err(given.wrong(second, format!("cannot be combined with {first}")));
-        }
-        let Some((kind, _)) = first else {
+        let mut chosen = kinds.into_iter().filter_map(|(name, is_chosen)| is_chosen.then_some(name));
+        match (chosen.next(), chosen.next()) {
             // Certificates of the server may be for listeners with tables.
-            return Ok(None);
-        };
-        Ok(Some(match kind {
-            "tls" => Protocol::Tls(Box::new(self.tls(given)?)),
-            "h2c" => Protocol::H2c,
-            _ => Protocol::Redirect { to: self.redirect_host },
-        }))
+            (None, _) => Ok(None),
+            (Some(first), Some(second)) => {
+                Err(given.wrong(second, format!("cannot be combined with {first}")))
+            }
+            (Some("tls"), None) => Ok(Some(Protocol::Tls(Box::new(self.tls(given)?)))),
+            (Some("h2c"), None) => Ok(Some(Protocol::H2c)),
+            (Some(_), None) => Ok(Some(Protocol::Redirect { to: self.redirect_host })),
+        }
     }
 
     fn tls(self, given: &Values) -> Result<Tls, Error> {
@@ -99,8 +95,7 @@ impl Draft {
 /// Applies the settings of the server.
 pub fn server(draft: &draft::Draft, given: &Values, config: &mut Config) -> Result<(), Error> {
     let gateway = &mut config.gateway;
-    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    gateway.processes = draft.gateways.unwrap_or((cores / 2).max(1));
+    gateway.processes = draft.gateways.unwrap_or((cores() / 2).max(1));
     let identity = identity(draft.gateway_user.clone(), draft.gateway_group);
     (gateway.user, gateway.groups) = identity.map_err(|why| given.wrong("gateway_user", why))?;
     let protocol = draft.tls.clone().protocol(given)?;

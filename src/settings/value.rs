@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::{Component, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -159,6 +160,11 @@ pub fn each<T, E: Display>(texts: &[String], parse: impl Fn(&str) -> Result<T, E
     texts.iter().map(parse).collect()
 }
 
+/// Assigns the choice of this name; false: there is none.
+pub fn choose<T: FromStr>(choice: &mut T, name: &str) -> bool {
+    name.parse().map(|named| *choice = named).is_ok()
+}
+
 /// The path of a request: begins with a slash, no query, no fragment.
 pub fn request_path(text: &str) -> Result<Box<str>, String> {
     let is_path =
@@ -174,25 +180,16 @@ pub fn absolute(text: &str) -> Result<PathBuf, String> {
     }
 }
 
-/// A value of `trust_proxy`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trusted {
-    /// These addresses.
-    Network(IpNet),
-    /// All peers on Unix sockets.
-    Unix,
-}
-
-/// An address, a network, or `unix`.
-pub fn network(text: &str) -> Result<Trusted, &'static str> {
+/// An address or a network; `None`: `unix`, all peers on Unix sockets.
+pub fn network(text: &str) -> Result<Option<IpNet>, &'static str> {
     if text == "unix" {
-        return Ok(Trusted::Unix);
+        return Ok(None);
     }
     let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
     // Peers are compared in canonical form, so a mapped IPv4 address would never match.
     let is_mapped = |network: &IpNet| network.addr().to_canonical() != network.addr();
     match network {
-        Ok(network) if !is_mapped(&network) => Ok(Trusted::Network(network.trunc())),
+        Ok(network) if !is_mapped(&network) => Ok(Some(network.trunc())),
         _ => Err("expected an address such as 10.0.0.1, a network such as 10.0.0.0/8, or unix"),
     }
 }

@@ -1,16 +1,10 @@
 //! Limits on connections and rates; origins, hosts and proxies.
 
-use super::super::Default::{Is, Unset};
-use super::super::Flag::No;
-use super::super::Kind::{Choice, Count, Flag, List, Size};
-use super::super::value::{MAX_SIZE, Trusted, each, network};
-use super::super::{Scope, Setting};
-use crate::config::Unmatched;
+use super::super::value::{MAX_SIZE, each, network};
+use super::*;
+use crate::config::{Proxy, Unmatched};
 use crate::proto::http1::allow::{HostRule, OriginRule};
 
-const SERVER: &[Scope] = &[Scope::Server];
-const LISTENERS: &[Scope] = &[Scope::Server, Scope::Listener];
-const EACH: &[Scope] = &[Scope::Server, Scope::Handler];
 /// Maximum of a 32-bit count.
 const MAX: i64 = u32::MAX as i64;
 
@@ -44,7 +38,7 @@ pub const TABLE: &[Setting] = &[
     },
     Setting {
         name: "max_message_rate",
-        scopes: EACH,
+        scopes: HANDLERS,
         kind: Count("COUNT", 0..=MAX, |d, count| d.handler.message_rate = count as u32),
         default: Is("0"),
         flag: No,
@@ -55,7 +49,7 @@ An empty continuation fragment counts as a message.",
     },
     Setting {
         name: "max_byte_rate",
-        scopes: EACH,
+        scopes: HANDLERS,
         kind: Size(0..=MAX_SIZE, |d, size| d.handler.byte_rate = size),
         default: Is("0"),
         flag: No,
@@ -64,7 +58,7 @@ An empty continuation fragment counts as a message.",
     },
     Setting {
         name: "allow_origin",
-        scopes: EACH,
+        scopes: HANDLERS,
         kind: List("ORIGIN", |d, texts| Ok(d.handler.origins = each(texts, OriginRule::parse)?)),
         default: Unset("all"),
         flag: No,
@@ -82,7 +76,7 @@ Requests without an Origin are allowed: browsers always send one.",
     },
     Setting {
         name: "unmatched_subprotocol",
-        scopes: EACH,
+        scopes: HANDLERS,
         kind: Choice("WHAT", &["omit", "refuse"], |d, text| {
             d.handler.subprotocol = match text {
                 "omit" => Unmatched::Omit,
@@ -115,13 +109,8 @@ A rule with a port allows that port only; 80 and 443 also allow requests without
         scopes: SERVER,
         kind: List("NETWORK", |d, texts| {
             let trusted = each(texts, network)?;
-            let networks = trusted.iter().filter_map(|trusted| match trusted {
-                Trusted::Network(network) => Some(*network),
-                Trusted::Unix => None,
-            });
-            d.config.admission.proxy.networks = networks.collect();
-            d.config.admission.proxy.unix = trusted.contains(&Trusted::Unix);
-            Ok(())
+            let unix = trusted.contains(&None);
+            Ok(d.config.admission.proxy = Proxy { unix, networks: trusted.into_iter().flatten().collect() })
         }),
         default: Unset("none"),
         flag: No,

@@ -1,17 +1,10 @@
 //! Authentication of clients.
 
-use super::super::Default::{Is, Unset};
-use super::super::Flag::{Long, No};
-use super::super::Kind::{Count, Flag, List, Path, Secret, Text};
 use super::super::authentication::{realm, word};
-use super::super::{Scope, Setting};
+use super::*;
 use crate::auth::Passwords;
 
-const SERVER: &[Scope] = &[Scope::Server];
-const HANDLER: &[Scope] = &[Scope::Handler];
 /// A handler has all of them of its own, or all of the server's.
-const EACH: &[Scope] = &[Scope::Server, Scope::Handler];
-
 pub const TABLE: &[Setting] = &[
     Setting {
         name: "auth",
@@ -26,7 +19,7 @@ With false clients are not authenticated.",
     },
     Setting {
         name: "basic_auth",
-        scopes: EACH,
+        scopes: HANDLERS,
         kind: Flag(|d, is_on| d.policy.basic = is_on),
         default: Is("false"),
         flag: Long,
@@ -42,7 +35,7 @@ See AUTHENTICATION in
     },
     Setting {
         name: "basic_auth_credential",
-        scopes: EACH,
+        scopes: HANDLERS,
         kind: Secret("USER:PASSWORD", |d, text| {
             Ok(d.policy.credential = Some(Passwords::of_credential(text)?))
         }),
@@ -54,7 +47,7 @@ Set it in the configuration file: other users of the machine can read command li
     },
     Setting {
         name: "htpasswd",
-        scopes: EACH,
+        scopes: HANDLERS,
         kind: Path("FILE", |d, file| d.policy.users = Some(file)),
         default: Unset("none"),
         flag: No,
@@ -72,7 +65,7 @@ and
     },
     Setting {
         name: "auth_realm",
-        scopes: EACH,
+        scopes: HANDLERS,
         kind: Text("TEXT", |d, text| Ok(d.policy.realm = Some(realm(text)?))),
         default: Unset("wshd"),
         flag: No,
@@ -81,7 +74,7 @@ and
     },
     Setting {
         name: "jwt_key",
-        scopes: EACH,
+        scopes: HANDLERS,
         kind: Path("FILE", |d, file| d.policy.key = Some(file)),
         default: Unset("none"),
         flag: No,
@@ -92,7 +85,7 @@ least 32 bytes (HS256), without the final newline.",
     },
     Setting {
         name: "jwt_issuer",
-        scopes: EACH,
+        scopes: HANDLERS,
         kind: List("TEXT", |d, texts| Ok(d.policy.rules.issuers = texts.to_vec())),
         default: Unset("any"),
         flag: No,
@@ -101,7 +94,7 @@ least 32 bytes (HS256), without the final newline.",
     },
     Setting {
         name: "jwt_audience",
-        scopes: EACH,
+        scopes: HANDLERS,
         kind: List("TEXT", |d, texts| Ok(d.policy.rules.audiences = texts.to_vec())),
         default: Unset("tokens with an audience are refused (RFC 7519)"),
         flag: No,
@@ -110,7 +103,7 @@ least 32 bytes (HS256), without the final newline.",
     },
     Setting {
         name: "jwt_query",
-        scopes: EACH,
+        scopes: HANDLERS,
         kind: Text("NAME", |d, text| Ok(d.policy.rules.query = Some(word(text)?))),
         default: Unset("none"),
         flag: No,
@@ -119,7 +112,7 @@ least 32 bytes (HS256), without the final newline.",
     },
     Setting {
         name: "jwt_protocol",
-        scopes: EACH,
+        scopes: HANDLERS,
         kind: Text("PREFIX", |d, text| Ok(d.policy.rules.protocol = Some(word(text)?))),
         default: Unset("none"),
         flag: No,

@@ -1,18 +1,12 @@
 //! permessage-deflate.
 
-use super::super::Default::Is;
-use super::super::Flag::No;
-use super::super::Kind::{Count, Flag, Size, Time};
 use super::super::value::{MAX_MEMORY, MAX_SIZE};
-use super::super::{Scope, Setting, Zero};
-
-const SERVER: &[Scope] = &[Scope::Server];
-const EACH: &[Scope] = &[Scope::Server, Scope::Handler];
+use super::*;
 
 pub const TABLE: &[Setting] = &[
     Setting {
         name: "deflate",
-        scopes: EACH,
+        scopes: HANDLERS,
         kind: Flag(|d, is_on| d.handler.deflate.enabled = is_on),
         default: Is("true"),
         flag: No,
@@ -21,7 +15,7 @@ pub const TABLE: &[Setting] = &[
     },
     Setting {
         name: "deflate_threshold",
-        scopes: EACH,
+        scopes: HANDLERS,
         kind: Size(0..=MAX_SIZE, |d, size| d.handler.deflate.threshold = size as u32),
         default: Is("64"),
         flag: No,
@@ -30,7 +24,7 @@ pub const TABLE: &[Setting] = &[
     },
     Setting {
         name: "deflate_level",
-        scopes: EACH,
+        scopes: HANDLERS,
         kind: Count("LEVEL", 1..=9, |d, level| d.handler.deflate.level = level as u8),
         default: Is("1"),
         flag: No,
@@ -39,7 +33,7 @@ pub const TABLE: &[Setting] = &[
     },
     Setting {
         name: "deflate_takeover",
-        scopes: EACH,
+        scopes: HANDLERS,
         kind: Flag(|d, is_on| d.handler.deflate.server_no_context_takeover = !is_on),
         default: Is("true"),
         flag: No,

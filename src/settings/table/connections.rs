@@ -1,18 +1,12 @@
 //! Limits of a connection: sizes, times, memory.
 
-use super::super::Default::{Is, Unset};
-use super::super::Flag::{Long, No};
-use super::super::Kind::{Count, Size, Time};
 use super::super::value::{MAX_MEMORY, MAX_SIZE};
-use super::super::{Scope, Setting, Zero};
-
-const SERVER: &[Scope] = &[Scope::Server];
-const EACH: &[Scope] = &[Scope::Server, Scope::Handler];
+use super::*;
 
 pub const TABLE: &[Setting] = &[
     Setting {
         name: "max_message",
-        scopes: EACH,
+        scopes: HANDLERS,
         kind: Size(1..=MAX_SIZE, |d, size| d.handler.limits.message = size as usize),
         default: Is("16M"),
         flag: Long,
@@ -21,7 +15,7 @@ pub const TABLE: &[Setting] = &[
     },
     Setting {
         name: "max_frame",
-        scopes: EACH,
+        scopes: HANDLERS,
         kind: Size(1..=MAX_SIZE, |d, size| d.handler.limits.frame = size as usize),
         default: Is("16M"),
         flag: No,
@@ -58,7 +52,7 @@ More of them, more than 128 subprotocols, or more than 128 extensions and parame
     },
     Setting {
         name: "idle_timeout",
-        scopes: EACH,
+        scopes: HANDLERS,
         kind: Time(Zero::Off, |d, time| d.handler.limits.idle = time),
         default: Is("0"),
         flag: Long,
@@ -67,7 +61,7 @@ More of them, more than 128 subprotocols, or more than 128 extensions and parame
     },
     Setting {
         name: "ping_interval",
-        scopes: EACH,
+        scopes: HANDLERS,
         kind: Time(Zero::Off, |d, time| d.handler.limits.ping_interval = time),
         default: Is("30s"),
         flag: No,
@@ -76,7 +70,7 @@ More of them, more than 128 subprotocols, or more than 128 extensions and parame
     },
     Setting {
         name: "pong_timeout",
-        scopes: EACH,
+        scopes: HANDLERS,
         kind: Time(Zero::Wrong, |d, time| d.handler.limits.pong_deadline = time),
         default: Is("20s"),
         flag: No,
@@ -85,7 +79,7 @@ More of them, more than 128 subprotocols, or more than 128 extensions and parame
     },
     Setting {
         name: "close_timeout",
-        scopes: EACH,
+        scopes: HANDLERS,
         kind: Time(Zero::Wrong, |d, time| d.handler.limits.close_deadline = time),
         default: Is("5s"),
         flag: No,
@@ -142,7 +136,7 @@ The total may be exceeded by two messages of the maximum size.",
     },
     Setting {
         name: "max_pings",
-        scopes: EACH,
+        scopes: HANDLERS,
         kind: Count("COUNT", 0..=u32::MAX as i64, |d, count| d.handler.limits.pings_per_second = count as u32),
         default: Is("20"),
         flag: No,

@@ -1,15 +1,8 @@
 //! Daemon, users, control socket and confinement.
 
-use super::super::Default::{Is, Unset};
-use super::super::Flag::{Long, No};
-use super::super::Kind::{Flag, List, NameOrNumber, Path, Text};
 use super::super::account::{group, owning_group, user};
 use super::super::value::absolute;
-use super::super::{Scope, Setting};
-
-const SERVER: &[Scope] = &[Scope::Server];
-/// The server's value is the default for pools.
-const POOLS: &[Scope] = &[Scope::Server, Scope::Pool];
+use super::*;
 
 /// A name that systemd allows for an instance of a unit.
 fn instance(name: &str) -> Result<String, String> {

@@ -1,14 +1,12 @@
 //! Settings of a handler that the server does not have.
 
-use super::super::Default::{Is, Unset};
-use super::super::Flag::No;
-use super::super::Kind::{Choice, Count, Flag, List, Text};
-use super::super::draft::Isolation;
-use super::super::value::each;
-use super::super::{Scope, Setting};
-use super::log::{LEVELS, level};
+use strum::VariantNames;
 
-const HANDLER: &[Scope] = &[Scope::Handler];
+use super::super::draft::Isolation;
+use super::super::value::{choose, each};
+use super::log::level;
+use super::*;
+use crate::log::Level;
 
 /// A path, or with `/*` all paths below it.
 fn resource(text: &str) -> Result<String, &'static str> {
@@ -35,15 +33,7 @@ The handler sees the resource that was requested.",
     Setting {
         name: "isolation",
         scopes: HANDLER,
-        kind: Choice("ISOLATION", &["shared", "pool", "connection"], |d, text| {
-            d.isolation = match text {
-                "shared" => Isolation::Shared,
-                "pool" => Isolation::Pool,
-                "connection" => Isolation::Connection,
-                _ => return false,
-            };
-            true
-        }),
+        kind: Choice("ISOLATION", Isolation::VARIANTS, |d, text| choose(&mut d.isolation, text)),
         default: Is("shared"),
         flag: No,
         help: "Which processes run the handler",
@@ -111,7 +101,7 @@ for handlers that test clients.",
     Setting {
         name: "log_level",
         scopes: HANDLER,
-        kind: Choice("LEVEL", LEVELS, |d, text| {
+        kind: Choice("LEVEL", Level::VARIANTS, |d, text| {
             d.handler.log_level = level(text);
             d.handler.log_level.is_some()
         }),

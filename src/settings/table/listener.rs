@@ -1,13 +1,8 @@
 //! Settings of a listener that the server does not have.
 
-use super::super::Default::Unset;
-use super::super::Flag::No;
-use super::super::Kind::{NameOrNumber, Text};
 use super::super::account::{owner, owning_group};
 use super::super::value;
-use super::super::{Scope, Setting};
-
-const LISTENER: &[Scope] = &[Scope::Listener];
+use super::*;
 
 pub const TABLE: &[Setting] = &[
     Setting {

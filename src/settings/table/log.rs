@@ -2,18 +2,10 @@
 
 use strum::VariantNames;
 
-use super::super::Default::{Is, Unset};
-use super::super::Flag::{Long, No, Short};
-use super::super::Kind::{Choice, Count, List, Path, Size};
 use super::super::draft::Target;
-use super::super::value::{MAX_MEMORY, each};
-use super::super::{Scope, Setting};
+use super::super::value::{MAX_MEMORY, choose, each};
+use super::*;
 use crate::log::{AccessField, Format, Level};
-
-const SERVER: &[Scope] = &[Scope::Server];
-
-/// The names of the levels.
-pub const LEVELS: &[&str] = &["fine", "debug", "info", "warn", "error", "critical"];
 
 /// The level with this name; mod_pywebsocket has `warning` for `warn`.
 pub fn level(text: &str) -> Option<Level> {
@@ -38,14 +30,9 @@ pub const TABLE: &[Setting] = &[
     Setting {
         name: "log_target",
         scopes: SERVER,
-        kind: Choice("TARGET", &["stderr", "syslog", "journald"], |d, text| {
-            d.log_target = match text {
-                "stderr" => Some(Target::Stderr),
-                "syslog" => Some(Target::Syslog),
-                "journald" => Some(Target::Journald),
-                _ => return false,
-            };
-            true
+        kind: Choice("TARGET", Target::VARIANTS, |d, text| {
+            d.log_target = text.parse().ok();
+            d.log_target.is_some()
         }),
         default: Unset("the log file, else standard error"),
         flag: No,
@@ -64,14 +51,7 @@ pub const TABLE: &[Setting] = &[
     Setting {
         name: "log_format",
         scopes: SERVER,
-        kind: Choice("FORMAT", &["text", "json"], |d, text| {
-            d.config.log.format = match text {
-                "text" => Format::Text,
-                "json" => Format::Json,
-                _ => return false,
-            };
-            true
-        }),
+        kind: Choice("FORMAT", Format::VARIANTS, |d, text| choose(&mut d.config.log.format, text)),
         default: Is("text"),
         flag: No,
         help: "Format of the lines of log and access log: text or json",
@@ -80,7 +60,7 @@ pub const TABLE: &[Setting] = &[
     Setting {
         name: "log_level",
         scopes: SERVER,
-        kind: Choice("LEVEL", LEVELS, |d, text| {
+        kind: Choice("LEVEL", Level::VARIANTS, |d, text| {
             level(text).map(|level| d.config.log.level = level).is_some()
         }),
         default: Is("info"),

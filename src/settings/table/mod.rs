@@ -18,7 +18,20 @@ mod tls;
 mod topics;
 pub mod workers;
 
-use super::Setting;
+// For all files.
+use super::Default::{Is, Unset};
+use super::Flag::{Long, No, Short};
+use super::Kind::{Choice, Count, Flag, List, NameOrNumber, Path, Secret, Size, Text, Time};
+use super::{Scope, Setting, Zero};
+
+const SERVER: &[Scope] = &[Scope::Server];
+const HANDLER: &[Scope] = &[Scope::Handler];
+const POOL: &[Scope] = &[Scope::Pool];
+const LISTENER: &[Scope] = &[Scope::Listener];
+/// The server's value is the default for handlers, pools or listeners.
+const HANDLERS: &[Scope] = &[Scope::Server, Scope::Handler];
+const POOLS: &[Scope] = &[Scope::Server, Scope::Pool];
+const LISTENERS: &[Scope] = &[Scope::Server, Scope::Listener];
 
 /// Settings under a heading.
 #[derive(Debug)]

@@ -1,15 +1,11 @@
 //! Settings of a pool of workers.
 
-use super::super::Default::{Is, Unset};
-use super::super::Flag::No;
-use super::super::Kind::{Count, Size, Text};
 use super::super::account::must_be_root;
 use super::super::value::{self, MAX_MEMORY};
-use super::super::{Scope, Setting};
 use super::workers::MAX_WORKERS;
+use super::*;
 use crate::config::RESERVED_DESCRIPTORS;
 
-const POOL: &[Scope] = &[Scope::Pool];
 /// The pool of all handlers without a pool of their own.
 pub const DEFAULT: &str = "default";
 /// The kernel's PID_MAX_LIMIT.

@@ -1,13 +1,8 @@
 //! CGI programs.
 
-use super::super::Default::{Is, Unset};
-use super::super::Flag::{No, Short};
-use super::super::Kind::{Count, List, NameOrNumber, Size, Time};
 use super::super::account::user;
 use super::super::value::{MAX_MEMORY, MAX_SIZE, directories};
-use super::super::{Scope, Setting, Zero};
-
-const SERVER: &[Scope] = &[Scope::Server];
+use super::*;
 
 pub const TABLE: &[Setting] = &[
     Setting {

@@ -1,14 +1,8 @@
 //! Addresses, handlers, static files.
 
-use super::super::Default::{Is, Unset};
-use super::super::Flag::{Long, No, Short};
-use super::super::Kind::{Count, Flag, List, Path, Text};
 use super::super::value::{each, host, request_path};
-use super::super::{Scope, Setting};
+use super::*;
 use crate::config::Console;
-
-const SERVER: &[Scope] = &[Scope::Server];
-const EACH: &[Scope] = &[Scope::Server, Scope::Listener];
 
 pub const TABLE: &[Setting] = &[
     Setting {
@@ -137,7 +131,7 @@ A target without a port has that of its scheme: 80 for http and ws, 443 for http
     },
     Setting {
         name: "queue",
-        scopes: EACH,
+        scopes: LISTENERS,
         kind: Count("COUNT", 1..=2_147_483_647, |d, count| d.listener.binding.backlog = count as i32),
         default: Is("4096"),
         flag: Short('q'),
@@ -146,7 +140,7 @@ A target without a port has that of its scheme: 80 for http and ws, 443 for http
     },
     Setting {
         name: "console",
-        scopes: EACH,
+        scopes: LISTENERS,
         kind: Flag(|d, is_on| d.listener.console = if is_on { Console::Always } else { Console::Never }),
         default: Unset("only for clients on this machine, and not through a proxy"),
         flag: No,

@@ -2,14 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::super::Default::{Is, Unset};
-use super::super::Flag::{Long, No, Short};
-use super::super::Kind::{Choice, Count, Flag, List, NameOrNumber, Path, Text, Time};
 use super::super::account::{group, user};
-use super::super::{Scope, Setting, Zero};
-
-const SERVER: &[Scope] = &[Scope::Server];
-const EACH: &[Scope] = &[Scope::Server, Scope::Listener];
+use super::*;
 
 fn paths(texts: &[String]) -> Vec<PathBuf> {
     texts.iter().map(PathBuf::from).collect()
@@ -18,7 +12,7 @@ fn paths(texts: &[String]) -> Vec<PathBuf> {
 pub const TABLE: &[Setting] = &[
     Setting {
         name: "tls",
-        scopes: EACH,
+        scopes: LISTENERS,
         kind: Flag(|d, is_on| d.tls.is_tls = is_on),
         default: Is("false"),
         flag: Short('t'),
@@ -27,7 +21,7 @@ pub const TABLE: &[Setting] = &[
     },
     Setting {
         name: "private_key",
-        scopes: EACH,
+        scopes: LISTENERS,
         kind: List("PATH", |d, texts| Ok(d.tls.keys = paths(texts))),
         default: Unset("none"),
         flag: Short('k'),
@@ -36,7 +30,7 @@ pub const TABLE: &[Setting] = &[
     },
     Setting {
         name: "certificate",
-        scopes: EACH,
+        scopes: LISTENERS,
         kind: List("PATH", |d, texts| Ok(d.tls.certificates = paths(texts))),
         default: Unset("none"),
         flag: Short('c'),
@@ -48,7 +42,7 @@ A changed file is loaded within seconds; on an error, which is logged, the previ
     },
     Setting {
         name: "tls_client_auth",
-        scopes: EACH,
+        scopes: LISTENERS,
         kind: Flag(|d, is_on| d.tls.asks_clients = is_on),
         default: Is("false"),
         flag: Long,
@@ -57,7 +51,7 @@ A changed file is loaded within seconds; on an error, which is logged, the previ
     },
     Setting {
         name: "tls_client_cert_optional",
-        scopes: EACH,
+        scopes: LISTENERS,
         kind: Flag(|d, is_on| d.tls.is_client_optional = is_on),
         default: Is("false"),
         flag: Long,
@@ -66,7 +60,7 @@ A changed file is loaded within seconds; on an error, which is logged, the previ
     },
     Setting {
         name: "tls_client_ca",
-        scopes: EACH,
+        scopes: LISTENERS,
         kind: Path("FILE", |d, file| d.tls.client_ca = Some(file)),
         default: Unset("none"),
         flag: Long,
@@ -75,7 +69,7 @@ A changed file is loaded within seconds; on an error, which is logged, the previ
     },
     Setting {
         name: "tls_min_version",
-        scopes: EACH,
+        scopes: LISTENERS,
         kind: Choice("VERSION", &["1.2", "1.3"], |d, word| {
             d.tls.has_tls13_only = word == "1.3";
             matches!(word, "1.2" | "1.3")
@@ -87,7 +81,7 @@ A changed file is loaded within seconds; on an error, which is logged, the previ
     },
     Setting {
         name: "tls_ciphers",
-        scopes: EACH,
+        scopes: LISTENERS,
         kind: List("SUITE", |d, texts| Ok(d.tls.ciphers = texts.to_vec())),
         default: Unset("all supported ones, none of which is weak"),
         flag: No,
@@ -96,7 +90,7 @@ A changed file is loaded within seconds; on an error, which is logged, the previ
     },
     Setting {
         name: "http2",
-        scopes: EACH,
+        scopes: LISTENERS,
         kind: Flag(|d, is_on| d.tls.has_http2 = is_on),
         default: Is("true"),
         flag: No,
@@ -105,7 +99,7 @@ A changed file is loaded within seconds; on an error, which is logged, the previ
     },
     Setting {
         name: "session_tickets",
-        scopes: EACH,
+        scopes: LISTENERS,
         kind: Flag(|d, is_on| d.tls.has_tickets = is_on),
         default: Is("true"),
         flag: No,
@@ -114,7 +108,7 @@ A changed file is loaded within seconds; on an error, which is logged, the previ
     },
     Setting {
         name: "hsts",
-        scopes: EACH,
+        scopes: LISTENERS,
         kind: Time(Zero::Off, |d, time| d.tls.hsts = time),
         default: Is("0"),
         flag: No,
@@ -123,7 +117,7 @@ A changed file is loaded within seconds; on an error, which is logged, the previ
     },
     Setting {
         name: "h2c",
-        scopes: EACH,
+        scopes: LISTENERS,
         kind: Flag(|d, is_on| d.tls.is_h2c = is_on),
         default: Is("false"),
         flag: No,
@@ -132,7 +126,7 @@ A changed file is loaded within seconds; on an error, which is logged, the previ
     },
     Setting {
         name: "redirect_to_https",
-        scopes: EACH,
+        scopes: LISTENERS,
         kind: Flag(|d, is_on| d.tls.redirects = is_on),
         default: Is("false"),
         flag: No,
@@ -141,7 +135,7 @@ A changed file is loaded within seconds; on an error, which is logged, the previ
     },
     Setting {
         name: "redirect_host",
-        scopes: EACH,
+        scopes: LISTENERS,
         kind: Text("HOST", |d, text| {
             let is_host =
                 !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/');

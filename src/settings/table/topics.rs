@@ -1,14 +1,9 @@
 //! Topics: messages for many connections.
 
-use super::super::Default::{Is, Unset};
-use super::super::Flag::No;
-use super::super::Kind::{Count, List, Path, Size, Text, Time};
 use super::super::bus;
 use super::super::value::MAX_MEMORY;
-use super::super::{Scope, Setting, Zero};
+use super::*;
 
-const SERVER: &[Scope] = &[Scope::Server];
-const HANDLER: &[Scope] = &[Scope::Handler];
 /// Maximum subscriptions that can move with a connection.
 const MAX_SUBSCRIPTIONS: i64 = 240;
 const MIN_QUEUE: u64 = 64 * 1024;

@@ -1,13 +1,7 @@
 //! Workers: number, replacement, timeouts, quarantine.
 
-use super::super::Default::{Is, Unset};
-use super::super::Flag::{Long, No};
-use super::super::Kind::{Choice, Count, Path, Size, Text, Time};
 use super::super::value::{self, MAX_MEMORY, MAX_SIZE};
-use super::super::{Scope, Setting, Zero};
-
-const SERVER: &[Scope] = &[Scope::Server];
-const EACH: &[Scope] = &[Scope::Server, Scope::Handler];
+use super::*;
 
 /// Maximum workers of all pools together.
 pub const MAX_WORKERS: usize = 1024;
@@ -54,7 +48,7 @@ Its connections move to the new one; for those that cannot see
     },
     Setting {
         name: "handler_timeout",
-        scopes: EACH,
+        scopes: HANDLERS,
         kind: Time(Zero::Off, |d, time| d.handler.timeout = time),
         default: Is("30s"),
         flag: No,
@@ -104,7 +98,7 @@ Within a callback the time is added to
     },
     Setting {
         name: "drain_timeout",
-        scopes: EACH,
+        scopes: HANDLERS,
         kind: Text("TIME", |d, text| {
             d.handler.drain = match text {
                 "never" => None,
