@@ -186,6 +186,8 @@ fn a_file_includes_others() {
     write("w.conf", "websock_handlers = 'DIR'\ninclude = ['conf.d/*.toml', 'more.conf']\nport = 1\n");
     write("conf.d/a.toml", "workers = 3\n[handler.'/echo']\nisolation = 'pool'\npool = 'p'\n");
     write("conf.d/b.toml", "[pool.p]\nworkers = 2\n");
+    // Of an editor.
+    write("conf.d/.#b.toml", "junk");
     write("more.conf", "max_message = 5\n");
     let config = || ran(&dir, &["config", "-f", "DIR/w.conf", "-w", "DIR"]);
     let (status, text, error) = config();
@@ -226,6 +228,13 @@ fn a_file_includes_others() {
         write(file, wrong);
         assert_eq!(config(), (3, String::new(), format!("wshd: {expected}\n")));
     }
+
+    // A pattern is only what the key says, not the directory of the file.
+    std::fs::create_dir(dir.path().join("x[1]")).unwrap();
+    write("x[1]/w.conf", "websock_handlers = 'DIR'\ninclude = '*.toml'\n");
+    write("x[1]/y.toml", "workers = 4\n");
+    let (status, text, error) = ran(&dir, &["config", "-f", "DIR/x[1]/w.conf", "-w", "DIR"]);
+    assert!(status == 0 && text.contains("\nworkers = 4\n"), "{text}{error}");
 }
 
 #[test]

@@ -72,16 +72,20 @@ fn included(file: &File, document: &DeTable<'_>) -> Result<Option<GivenValue>, E
     Ok(values.get(KEY).cloned())
 }
 
-/// The files that match a pattern, relative to the directory of the including file. A name without wildcards is
-/// returned whether it exists or not.
+/// The files that match a pattern, relative to the directory of the including file; as in a shell, `*` does not match
+/// the dot of a hidden file. A name without wildcards is returned whether it exists or not.
 fn matching(by: &Path, pattern: &str) -> Result<Vec<PathBuf>, String> {
-    let path = by.parent().unwrap_or(Path::new("")).join(pattern);
+    let dir = by.parent().unwrap_or(Path::new(""));
     if !pattern.contains(['*', '?', '[']) {
-        return Ok(vec![path]);
+        return Ok(vec![dir.join(pattern)]);
     }
-    let text = path.to_str().ok_or("expected UTF-8")?;
-    let found: Vec<String> = outside::ask(format!("glob {text:?}"), || {
-        let found = glob::glob(text).map_err(|error| format!("{pattern}: {error}"))?;
+    let dir = glob::Pattern::escape(dir.to_str().ok_or("expected UTF-8")?);
+    let whole = Path::new(&dir).join(pattern).display().to_string();
+    let is_hidden = |path: &Path| path.file_name().is_some_and(|name| name.as_bytes().starts_with(b"."));
+    let may_be_hidden = is_hidden(Path::new(pattern));
+    let found: Vec<String> = outside::ask(format!("glob {whole:?}"), || {
+        let found = glob::glob(&whole).map_err(|error| format!("{pattern}: {error}"))?;
+        let found = found.filter(|path| may_be_hidden || !path.as_ref().is_ok_and(|path| is_hidden(path)));
         let path = |path: PathBuf| outside::to_text(path.as_os_str().as_bytes());
         found.map(|found| found.map(path).map_err(|error| error.to_string())).collect()
     })?;
