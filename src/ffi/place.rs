@@ -101,19 +101,22 @@ impl<T: ?Sized> AnyThread<T> {
         let _ = self.0.set(object);
     }
 
-    /// Counts the call, and asks the object; `otherwise` while it is not set, and in a child that a handler forked.
-    pub fn ask<R>(&self, otherwise: R, ask: impl FnOnce(&T) -> R) -> R {
+    /// Counts the call, and returns the object; none while it is not set, and in a child that a handler forked.
+    pub fn get(&self) -> Option<&'static T> {
         count_call();
-        match self.0.get() {
-            Some(object) if !is_child() => ask(object),
-            _ => otherwise,
-        }
+        self.0.get().copied().filter(|_| !is_child())
+    }
+
+    /// The same, and asks the object.
+    pub fn ask<R>(&self, otherwise: R, ask: impl FnOnce(&T) -> R) -> R {
+        self.get().map_or(otherwise, ask)
     }
 }
 
 /// The host of threads that handlers started.
 static FOREIGN_HOST: OnceLock<&'static (dyn Host + Sync)> = OnceLock::new();
-static WORKER: OnceLock<&'static dyn Worker> = OnceLock::new();
+/// For calls about the worker.
+pub(super) static WORKER: AnyThread<dyn Worker> = AnyThread::unset();
 
 /// Sets the host of the calling thread.
 pub fn set_host(host: &'static dyn Host) {
@@ -127,21 +130,12 @@ pub fn set_foreign_host(host: &'static (dyn Host + Sync)) {
 
 /// Sets the worker that answers handlers in this process; the first call counts.
 pub fn set_worker(worker: &'static dyn Worker) {
-    let _ = WORKER.set(worker);
+    WORKER.set(worker);
 }
 
 /// Marks the calling thread as that of the event loop.
 pub fn set_event_loop(event_loop: &'static dyn EventLoop) {
     EVENT_LOOP.set(Some(event_loop));
-}
-
-/// The host for calls about the worker; none in a child that a handler forked.
-pub(super) fn worker() -> Option<&'static dyn Worker> {
-    count_call();
-    if IS_CHILD.load(Ordering::Relaxed) {
-        return None;
-    }
-    WORKER.get().copied()
 }
 
 /// The event loop, if this is its thread; else a breach of the handler `name`.
@@ -155,7 +149,7 @@ pub(super) fn event_loop(function: &str, name: &str) -> Option<&'static dyn Even
              it may be called only there"
         ));
     }
-    found.filter(|_| !IS_CHILD.load(Ordering::Relaxed))
+    found.filter(|_| !is_child())
 }
 
 /// The calling thread enters a callback. Returns its former place, for [`leave`].
@@ -165,7 +159,7 @@ pub fn enter(callback: Callback, conn: ws_conn) -> CallContext {
 
 /// The callback has returned.
 pub fn leave(before: CallContext) {
-    if IS_CHILD.load(Ordering::Relaxed)
+    if is_child()
         && let Some(end) = CHILD_RETURNS.get()
     {
         end(PLACE.get());
@@ -209,7 +203,7 @@ pub fn watch_forks(returns: fn(CallContext) -> !) -> std::io::Result<()> {
 }
 
 /// Whether this process is a child that a handler forked.
-pub(super) fn is_child() -> bool {
+fn is_child() -> bool {
     IS_CHILD.load(Ordering::Relaxed)
 }
 
@@ -253,8 +247,7 @@ pub(super) fn host_at(function: &str, tag: Tag, conn: ws_conn) -> Option<&'stati
 
 /// The host of a thread that a handler started. A forked child has none.
 fn foreign_host() -> Option<&'static dyn Host> {
-    let is_child = IS_CHILD.load(Ordering::Relaxed);
-    FOREIGN_HOST.get().filter(|_| !is_child).map(|host| *host as &dyn Host)
+    FOREIGN_HOST.get().filter(|_| !is_child()).map(|host| *host as &dyn Host)
 }
 
 // ----------------------------------------------------------------- breaches
@@ -293,7 +286,7 @@ pub fn breach_of_contract(callback: Callback, conn: ws_conn, what: std::fmt::Arg
 
 /// The name of the handler of this connection; 0: of the one that is called about none.
 pub fn handler_name(conn: ws_conn) -> String {
-    WORKER.get().map_or("a handler".to_owned(), |worker| worker.handler_name(conn))
+    WORKER.0.get().map_or("a handler".to_owned(), |worker| worker.handler_name(conn))
 }
 
 fn report_breach(what: std::fmt::Arguments<'_>) {

@@ -128,20 +128,13 @@ fn warn_of(function: &str, conn: ws_conn, size: usize, result: i32) {
     match result {
         // If the peer ended the connection, the call is not an error.
         WS_E_GONE => KNOWN.with_borrow(|known| {
-            if known.closing == Some(conn) {
-                note_without_effect(
-                    conn,
-                    format_args!("{function}() was called when the connection had ended: {error}"),
-                );
-            } else if known.ended.contains(&conn) {
-                note_without_effect(
-                    conn,
-                    format_args!("{function}() was called after on_close of the connection: {error}"),
-                );
-            } else if known.closed.contains(&conn) {
-                let what = "was called after ws_close() or ws_abort() of the connection";
-                note_without_effect(conn, format_args!("{function}() {what}: {error}"));
-            }
+            let when = match known {
+                known if known.closing == Some(conn) => "when the connection had ended",
+                known if known.ended.contains(&conn) => "after on_close of the connection",
+                known if known.closed.contains(&conn) => "after ws_close() or ws_abort() of the connection",
+                _ => return,
+            };
+            note_without_effect(conn, format_args!("{function}() was called {when}: {error}"));
         }),
         WS_E_INVALID | WS_E_LIMIT if size > 0 => {
             note_without_effect(

@@ -183,7 +183,7 @@ unsafe extern "C" fn config_at(
 // ------------------------------------------------------- the worker, the host
 
 unsafe extern "C" fn workers(_: *const ws_host) -> u32 {
-    worker().map_or(1, |worker| worker.workers())
+    WORKER.ask(1, |worker| worker.workers())
 }
 
 unsafe extern "C" fn watch_fd(
@@ -333,7 +333,7 @@ unsafe extern "C" fn post(host: *const ws_host, conn: ws_conn, task: ws_task, ar
     if conn == 0 {
         // SAFETY: the host's table.
         let number = unsafe { table_of(host) }.given.number;
-        return worker().map_or(WS_E_GONE, |worker| worker.post(number, task));
+        return WORKER.ask(WS_E_GONE, |worker| worker.post(number, task));
     }
     let result = host_at("ws_post", Tag::AnyThread, conn).map_or(WS_E_GONE, |host| host.post(conn, task));
     checked("ws_post", conn, 0, result)
