@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 
 use super::Error;
 use crate::ctl::arrange::Key;
-use crate::ctl::filter::{Filter, Peer};
+use crate::ctl::filter::Filter;
 use crate::ctl::publish::Payload;
 use crate::ctl::record::{MAX_FILE, MAX_MESSAGE, Target};
 use crate::ctl::request::{CLOSE_CODE, Change, Id, Request, Switch};
@@ -49,7 +49,7 @@ enum Action {
     /// List connections
     Connections {
         #[command(flatten)]
-        filter: FilterArgs,
+        filter: Filter,
         /// Sort by age, queued, state, worker, peer, user, handler or resource
         #[arg(long, value_name = "FIELD")]
         sort: Option<Key>,
@@ -65,7 +65,7 @@ enum Action {
         #[arg(value_name = "ID", required_unless_present = "filter", conflicts_with = "filter")]
         id: Option<Id>,
         #[command(flatten)]
-        filter: FilterArgs,
+        filter: Filter,
         /// The close code
         #[arg(long, value_name = "CODE", default_value_t = close::GOING_AWAY, value_parser = close_code)]
         code: u16,
@@ -156,30 +156,6 @@ enum Action {
     },
 }
 
-/// Selects connections that meet all conditions.
-#[derive(Debug, Args)]
-#[group(id = "filter", multiple = true)]
-struct FilterArgs {
-    /// Select peers with this address, address and port, or network; or unix
-    #[arg(long, value_name = "PEER")]
-    peer: Option<Peer>,
-    /// Select this resource, or with /* at its end all below it
-    #[arg(long, value_name = "RESOURCE")]
-    resource: Option<String>,
-    /// Select the handler of this name
-    #[arg(long, value_name = "NAME")]
-    handler: Option<String>,
-    /// Select this user
-    #[arg(long, value_name = "USER")]
-    user: Option<String>,
-}
-
-impl From<FilterArgs> for Filter {
-    fn from(FilterArgs { peer, resource, handler, user }: FilterArgs) -> Self {
-        Self { peer, resource, handler, user }
-    }
-}
-
 #[derive(Debug, Args)]
 struct OutputArgs {
     /// Print the answer as JSON
@@ -201,7 +177,7 @@ impl Ctl {
             Action::Config => (Request::Config {}, text),
             Action::Connections { filter, sort, limit, form } => {
                 let show = Show { json: form.json, sort, limit, ..text };
-                (Request::Connections { filter: filter.into() }, show)
+                (Request::Connections { filter }, show)
             }
             Action::Record { resource, file, time, limit, max_message, no_payload } => {
                 target = Some(Target { file, time, limit });
@@ -212,7 +188,7 @@ impl Ctl {
             Action::Publish { topic, scope, binary } => {
                 (Request::Publish { scope, topic, binary, data: Payload::default() }, text)
             }
-            Action::Close { id, filter, code } => (Request::Close { id, filter: filter.into(), code }, text),
+            Action::Close { id, filter, code } => (Request::Close { id, filter, code }, text),
             Action::Cancel => (Request::Cancel {}, text),
             Action::LogLevel { level } => (Request::LogLevel { level }, text),
             Action::Quarantine { resource, state, time, form } => {

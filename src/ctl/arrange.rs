@@ -17,7 +17,7 @@ pub enum Key {
 }
 
 /// The keys that are texts.
-const TEXTS: [&str; 6] = ["worker", "peer", "phase", "user", "handler", "resource"];
+const TEXTS: [&str; 5] = ["worker", "peer", "user", "handler", "resource"];
 
 impl FromStr for Key {
     type Err = String;
@@ -27,9 +27,9 @@ impl FromStr for Key {
             "age" => Ok(Key::Age),
             "queued" => Ok(Key::Queued),
             "state" => Ok(Key::Text("phase")),
-            _ => TEXTS.into_iter().find(|name| *name == text && text != "phase").map(Key::Text).ok_or_else(
-                || "expected age, queued, state, worker, peer, user, handler or resource".to_owned(),
-            ),
+            _ => TEXTS.into_iter().find(|name| *name == text).map(Key::Text).ok_or_else(|| {
+                "expected age, queued, state, worker, peer, user, handler or resource".to_owned()
+            }),
         }
     }
 }

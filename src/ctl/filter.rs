@@ -4,25 +4,31 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
+use clap::Args;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::answer::Connection;
 
-/// Conditions that all have to hold; none: all connections.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Conditions that all have to hold; none: all connections. The comments are the help of `wshd ctl`.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[group(id = "filter", multiple = true)]
 #[serde(deny_unknown_fields)]
 pub struct Filter {
-    /// Address or network of the peer.
+    /// Select peers with this address, address and port, or network; or unix
+    #[arg(long, value_name = "PEER")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<Peer>,
-    /// The path of the request; one that ends in `/*` is a prefix.
+    /// Select this resource, or with /* at its end all below it
+    #[arg(long, value_name = "RESOURCE")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resource: Option<String>,
-    /// The name of the handler.
+    /// Select the handler of this name
+    #[arg(long, value_name = "NAME")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub handler: Option<String>,
-    /// The authenticated user.
+    /// Select this user
+    #[arg(long, value_name = "USER")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
 }
