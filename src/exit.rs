@@ -1,5 +1,6 @@
 //! The exit codes of wshd. All of them are defined here and documented in wshd(8).
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 /// An exit code. The numbers are stable, since scripts test for them.
@@ -38,5 +39,32 @@ impl Exit {
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         ExitCode::from(exit as u8)
+    }
+}
+
+/// Why a command fails: its exit code and the message; [`Exit::Ok`] if only the reader of its output has gone.
+#[derive(Debug)]
+pub struct Failure(pub Exit, pub String);
+
+impl Failure {
+    /// Standard output cannot be written.
+    pub fn output(error: io::Error) -> Self {
+        let exit = if error.kind() == io::ErrorKind::BrokenPipe { Exit::Ok } else { Exit::Internal };
+        Failure(exit, format!("standard output: {error}"))
+    }
+
+    /// Prints the message to standard error, whose reader may have gone, too.
+    pub fn report(self) -> Exit {
+        let Failure(exit, why) = self;
+        if exit != Exit::Ok {
+            let _ = writeln!(io::stderr(), "wshd: {why}");
+        }
+        exit
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Failure(Exit::Internal, error.to_string())
     }
 }

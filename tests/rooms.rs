@@ -35,8 +35,10 @@ const ARROWS: &[(&str, &[&str])] = &[
         &[
             "clock",
             "ctl::answer",
+            "ctl::ask",
             "ctl::record",
             "ctl::request",
+            "handlers::scan::is_path_byte",
             "proto",
             "settings::value",
             "supervisor::crash_record",

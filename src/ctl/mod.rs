@@ -23,7 +23,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use self::arrange::{Key, arrange};
 use self::publish::Payload;
 use self::request::Request;
-use crate::exit::Exit;
+use crate::exit::{Exit, Failure};
 use crate::fleet::sockets::datagram;
 
 /// How long the server may take to answer.
@@ -59,37 +59,18 @@ pub struct Show {
     pub limit: Option<usize>,
 }
 
-/// Why there is nothing to show.
-#[derive(Debug, thiserror::Error)]
-enum Failure {
-    #[error("{0}")]
-    Unreachable(String),
-    #[error("{0}")]
-    Refused(String),
-    /// Nobody reads what is written.
-    #[error("standard output: {0}")]
-    Output(#[from] io::Error),
-}
-
 /// Carries an order out and shows the answer on standard output, or on standard error what went wrong.
 pub fn run(order: &Order) -> Exit {
-    let failure = match attempt(order, &mut io::stdout().lock()) {
-        Ok(()) => return Exit::Ok,
-        Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => return Exit::Ok,
-        Err(failure) => failure,
-    };
-    eprintln!("wshd: {failure}");
-    match failure {
-        Failure::Unreachable(_) => Exit::Unreachable,
-        Failure::Refused(_) => Exit::Refused,
-        Failure::Output(_) => Exit::Internal,
-    }
+    attempt(order, &mut io::stdout().lock()).map_or_else(Failure::report, |()| Exit::Ok)
 }
 
 fn attempt(order: &Order, out: &mut impl Write) -> Result<(), Failure> {
+    let mut print = |text: &str| {
+        let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        written.map_err(Failure::output)
+    };
     if let Some(target) = &order.target {
-        let text = record::run(&order.socket, &order.request, target)?;
-        return Ok(out.write_all(text.as_bytes())?);
+        return print(&record::run(&order.socket, &order.request, target)?);
     }
     let is_terminal = io::stdout().is_terminal();
     let request = with_input(&order.request)?;
@@ -100,46 +81,51 @@ fn attempt(order: &Order, out: &mut impl Write) -> Result<(), Failure> {
         }
         let text = match order.show.json {
             true => format!("{result}\n"),
-            false => view::of(&request, &result, is_terminal).map_err(|error| {
-                Failure::Unreachable(format!("the server's answer is not understood: {error}"))
-            })?,
+            false => view::of(&request, &result, is_terminal).map_err(not_understood)?,
         };
-        if order.show.watch.is_some() && is_terminal && !order.show.json {
-            out.write_all(CLEAR)?;
+        let Some(interval) = order.show.watch else { return print(&text) };
+        match (is_terminal, order.show.json) {
+            (_, true) => print(&text)?,
+            (true, false) => print(&(CLEAR.to_owned() + &text))?,
+            (false, false) => print(&(text + "\n"))?,
         }
-        out.write_all(text.as_bytes())?;
-        out.flush()?;
-        match order.show.watch {
-            Some(interval) => sleep(interval),
-            None => return Ok(()),
-        }
-        if !is_terminal && !order.show.json {
-            writeln!(out)?;
-        }
+        sleep(interval);
     }
+}
+
+fn not_understood(error: serde_json::Error) -> Failure {
+    unreachable(format!("the server's answer is not understood: {error}"))
+}
+
+fn unreachable(why: String) -> Failure {
+    Failure(Exit::Unreachable, why)
+}
+
+fn refused(why: String) -> Failure {
+    Failure(Exit::Refused, why)
 }
 
 /// With what comes on standard input, if it needs that.
 fn with_input(request: &Request) -> Result<Request, Failure> {
     let mut request = request.clone();
     if let Request::Publish { data, .. } = &mut request {
-        *data = Payload::read(io::stdin().lock()).map_err(Failure::Refused)?;
+        *data = Payload::read(io::stdin().lock()).map_err(refused)?;
     }
     Ok(request)
 }
 
 /// To the upper left, and everything from there on away (ECMA-48, CUP and ED).
-const CLEAR: &[u8] = b"\x1b[H\x1b[J";
+const CLEAR: &str = "\x1b[H\x1b[J";
 
 /// Sends a request and waits for its result.
-fn ask(path: &Path, request: &Request) -> Result<Value, Failure> {
+pub fn ask(path: &Path, request: &Request) -> Result<Value, Failure> {
     ask_with(path, request, None)
 }
 
 /// The same with a descriptor that goes with it.
 fn ask_with(path: &Path, request: &Request, fd: Option<BorrowedFd<'_>>) -> Result<Value, Failure> {
-    let line = request.line().map_err(Failure::Refused)?;
-    let socket = connect(path).map_err(|error| Failure::Unreachable(unreachable(path, &error)))?;
+    let line = request.line().map_err(refused)?;
+    let socket = connect(path).map_err(|error| unreachable(advice(path, &error)))?;
     let timeout = match request {
         Request::Reload {} | Request::Upgrade {} | Request::Workers { .. } => LONG_PATIENCE,
         _ => TIMEOUT,
@@ -157,19 +143,19 @@ fn ask_with(path: &Path, request: &Request, fd: Option<BorrowedFd<'_>>) -> Resul
     match answered.map_err(|error| (error.kind(), error)) {
         Err((io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut, _)) => {
             let why = format!("the server at {} does not answer: is its supervisor stopped?", path.display());
-            return Err(Failure::Unreachable(why));
+            return Err(unreachable(why));
         }
         Err((_, error)) if answer.is_empty() => {
-            return Err(Failure::Unreachable(format!("{}: {error}", path.display())));
+            return Err(unreachable(format!("{}: {error}", path.display())));
         }
         Ok(()) | Err(_) => {}
     }
     match answer::read(&answer) {
-        Some(result) => result.map_err(Failure::Refused),
+        Some(result) => result.map_err(refused),
         None if answer.is_empty() => {
-            Err(Failure::Unreachable(format!("the server at {} ended without an answer", path.display())))
+            Err(unreachable(format!("the server at {} ended without an answer", path.display())))
         }
-        None => Err(Failure::Unreachable(format!("{} is no control socket of wshd", path.display()))),
+        None => Err(unreachable(format!("{} is no control socket of wshd", path.display()))),
     }
 }
 
@@ -181,7 +167,7 @@ fn connect(path: &Path) -> io::Result<Socket> {
 }
 
 /// What to do about a socket that cannot be connected to.
-fn unreachable(path: &Path, error: &io::Error) -> String {
+fn advice(path: &Path, error: &io::Error) -> String {
     let path = path.display();
     match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {

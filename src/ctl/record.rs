@@ -16,7 +16,7 @@ use serde::Deserialize;
 
 use super::answer::Handler;
 use super::request::Request;
-use super::{Failure, ask_with};
+use super::{Failure, ask_with, not_understood, refused};
 use crate::fleet::sockets::datagram;
 
 /// The largest recording that can be played; bytes.
@@ -77,10 +77,10 @@ impl Display for Heading {
 pub(super) fn run(socket: &Path, request: &Request, target: &Target) -> Result<String, Failure> {
     let Target { file: path, .. } = target;
     let shown = path.display();
-    let refused = |error: io::Error| Failure::Refused(format!("{shown}: {error}"));
+    let wrong = |error: io::Error| refused(format!("{shown}: {error}"));
     // It has what clients send.
     let mut options = OpenOptions::new();
-    let mut file = options.write(true).create_new(true).mode(0o600).open(path).map_err(refused)?;
+    let mut file = options.write(true).create_new(true).mode(0o600).open(path).map_err(wrong)?;
     let recorded = record(socket, request, target, &mut file);
     if file.metadata().is_ok_and(|metadata| metadata.len() == 0) {
         let _ = std::fs::remove_file(path); // it was made above
@@ -92,19 +92,17 @@ pub(super) fn run(socket: &Path, request: &Request, target: &Target) -> Result<S
 
 /// Why it ended.
 fn record(socket: &Path, request: &Request, target: &Target, file: &mut File) -> Result<String, Failure> {
-    let local = |error: io::Error| Failure::Refused(format!("cannot record: {error}"));
+    let local = |error: io::Error| refused(format!("cannot record: {error}"));
     let (theirs, ours) = datagram::pair_with_room(ROOM).map_err(local)?;
     let answer = ask_with(socket, request, Some(theirs.as_fd()))?;
     drop(theirs);
-    let handler = Handler::deserialize(&answer)
-        .map_err(|error| Failure::Unreachable(format!("the server's answer is not understood: {error}")))?;
+    let handler = Handler::deserialize(&answer).map_err(not_understood)?;
     let resource = match request {
         Request::Record { resource, .. } => resource.clone(),
         _ => String::new(),
     };
     let heading = Heading { handler: handler.file.into(), resource }.to_string();
-    let full =
-        |error: io::Error| Failure::Refused(format!("{}: {error}; recording ended", target.file.display()));
+    let full = |error: io::Error| refused(format!("{}: {error}; recording ended", target.file.display()));
     file.write_all(heading.as_bytes()).map_err(full)?;
     let (begun, mut left) = (Instant::now(), target.limit.saturating_sub(heading.len() as u64));
     let mut bytes = vec![0; LONGEST];

@@ -189,7 +189,7 @@ impl Walk<'_> {
 }
 
 /// RFC 3986 3.3: what stands for itself in a path; "%" does not.
-fn is_path_byte(b: u8) -> bool {
+pub fn is_path_byte(b: u8) -> bool {
     b.is_ascii_alphanumeric() || b"/-._~!$&'()*+,;=:@".contains(&b)
 }
 

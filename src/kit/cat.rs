@@ -2,6 +2,7 @@
 //! waits for both. While the server accepts no more, standard input is not read.
 
 use std::io::{self, Read, Write};
+use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -14,10 +15,11 @@ use tungstenite::protocol::CloseFrame;
 use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::{Error, Message};
 
-use super::client::{Client, Connection, Failure, Target, would_block};
+use super::client::{Client, Connection, Target, would_block};
+use super::complain;
 use super::value::time;
 use crate::clock;
-use crate::exit::Exit;
+use crate::exit::{Exit, Failure};
 use crate::time::Instant;
 
 /// Longest line that becomes a message; bytes.
@@ -50,41 +52,13 @@ pub struct Cat {
     verbose: bool,
 }
 
-/// How a session ends.
-enum End {
-    /// With this close code of the server, or 1006 without a Close frame.
-    Closed(u16, String),
-    /// The reader of standard output has gone.
-    NoReader,
-}
-
-/// Why a session fails.
-#[derive(Debug, thiserror::Error)]
-enum Fault {
-    #[error(transparent)]
-    Connecting(#[from] Failure),
-    #[error("standard input: {0}")]
-    Input(String),
-    #[error("{0}")]
-    System(#[from] io::Error),
-}
+/// How a session ends: with this close code and reason of the server, or 1006 without a Close frame. The reason can be
+/// printed.
+type End = (u16, String);
 
 impl Cat {
     /// Runs the command.
-    pub fn run(self) -> ExitCode {
-        let fault = match self.attempt() {
-            Ok(End::NoReader) => return Exit::Ok.into(),
-            Ok(End::Closed(code, reason)) => return self.closed(code, &reason),
-            Err(fault) => fault,
-        };
-        eprintln!("wshd: {fault}");
-        match fault {
-            Fault::Connecting(failure) => failure.exit().into(),
-            Fault::Input(_) | Fault::System(_) => Exit::Internal.into(),
-        }
-    }
-
-    fn attempt(&self) -> Result<End, Fault> {
+    pub fn run(&self) -> Result<ExitCode, Failure> {
         let (connection, response) = Client::new(&self.target)?.connect()?;
         if self.verbose {
             print_head(&response);
@@ -103,19 +77,17 @@ impl Cat {
             keep_open: self.keep_open,
             binary: self.binary,
         };
-        session.run()
-    }
-
-    fn closed(&self, code: u16, reason: &str) -> ExitCode {
+        let (code, reason) = session.run()?;
         let status = status_of(code);
         if self.verbose || status != 0 {
+            let end = match code {
+                1006 => "ended without a Close frame (1006)".to_owned(),
+                _ => format!("closed with {code}"),
+            };
             let colon = if reason.is_empty() { "" } else { ": " };
-            match code {
-                1006 => eprintln!("wshd: connection ended without a Close frame (1006){colon}{reason}"),
-                _ => eprintln!("wshd: connection closed with {code}{colon}{}", reason.escape_debug()),
-            }
+            complain(&format!("connection {end}{colon}{reason}"));
         }
-        status.into()
+        Ok(status.into())
     }
 }
 
@@ -128,10 +100,12 @@ fn status_of(code: u16) -> u8 {
     }
 }
 
+/// Prints to standard error, whose reader may have gone.
 fn print_head(response: &Response) {
-    eprintln!("< {:?} {}", response.version(), response.status());
+    let mut err = io::stderr().lock();
+    let _ = writeln!(err, "< {:?} {}", response.version(), response.status());
     for (name, value) in response.headers() {
-        eprintln!("< {name}: {}", String::from_utf8_lossy(value.as_bytes()).escape_debug());
+        let _ = writeln!(err, "< {name}: {}", String::from_utf8_lossy(value.as_bytes()).escape_debug());
     }
 }
 
@@ -143,7 +117,7 @@ struct Session {
     is_blocked: bool,
     pings: Option<Pings>,
     /// The Close frame that was received.
-    close: Option<(u16, String)>,
+    close: Option<End>,
     /// Of the closing handshake.
     deadline: Instant,
     timeout: Duration,
@@ -159,13 +133,11 @@ struct Pings {
 }
 
 impl Session {
-    fn run(mut self) -> Result<End, Fault> {
+    fn run(mut self) -> Result<End, Failure> {
         loop {
             let has_more = match self.receive()? {
-                Some(Received::All) => false,
-                Some(Received::Part) => true,
-                Some(Received::NoReader) => return Ok(End::NoReader),
-                None => return Ok(self.ended("")),
+                ControlFlow::Continue(has_more) => has_more,
+                ControlFlow::Break(end) => return Ok(end),
             };
             let flushed = self.connection.flush();
             self.is_blocked = would_block(&flushed);
@@ -179,7 +151,7 @@ impl Session {
                 return Ok(self.ended("the server does not answer the Close frame"));
             }
             if !self.ping(now) {
-                return Ok(End::Closed(1006, "the server does not answer a ping".to_owned()));
+                return Ok((1006, "the server does not answer a ping".to_owned()));
             }
             if self.wait(has_more)? {
                 self.send_input()?;
@@ -187,20 +159,16 @@ impl Session {
         }
     }
 
-    /// Prints received messages; `None` when the connection has ended.
-    fn receive(&mut self) -> Result<Option<Received>, Fault> {
+    /// Prints received messages; whether there may be more.
+    fn receive(&mut self) -> Result<ControlFlow<End, bool>, Failure> {
         let mut out = io::stdout().lock();
         for _ in 0..TURN {
             let message = match self.connection.read() {
                 Ok(message) => message,
                 Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return Ok(Some(Received::All));
+                    return Ok(ControlFlow::Continue(false));
                 }
-                Err(Error::ConnectionClosed | Error::AlreadyClosed) => return Ok(None),
-                Err(error) => {
-                    self.close.get_or_insert((1006, error.to_string()));
-                    return Ok(None);
-                }
+                Err(error) => return Ok(ControlFlow::Break(self.ended_by(&error))),
             };
             let payload = match message {
                 Message::Text(text) => text.into(),
@@ -217,20 +185,14 @@ impl Session {
             };
             let line_end: &[u8] = if self.binary { b"" } else { b"\n" };
             let written = out.write_all(&payload).and_then(|()| out.write_all(line_end));
-            match written.and_then(|()| out.flush()) {
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-                    return Ok(Some(Received::NoReader));
-                }
-                written => written?,
-            }
+            written.and_then(|()| out.flush()).map_err(Failure::output)?;
         }
-        Ok(Some(Received::Part))
+        Ok(ControlFlow::Continue(true))
     }
 
     fn note_close(&mut self, frame: Option<CloseFrame>) {
-        let close = frame
-            .map_or((1005, String::new()), |frame| (u16::from(frame.code), frame.reason.as_str().to_owned()));
-        self.close = Some(close);
+        let end = frame.map(|frame| (u16::from(frame.code), frame.reason.escape_debug().to_string()));
+        self.close = Some(end.unwrap_or((1005, String::new())));
         self.deadline = self.deadline.min(clock::now() + self.timeout);
     }
 
@@ -253,7 +215,8 @@ impl Session {
         let Some(pings) = &mut self.pings else { return };
         let Ok(sent) = payload.try_into().map(u64::from_be_bytes) else { return };
         pings.open = false;
-        eprintln!("pong after {:.3} ms", clock::now().since(Instant::from_nanos(sent)).as_secs_f64() * 1e3);
+        let time = clock::now().since(Instant::from_nanos(sent)).as_secs_f64() * 1e3;
+        let _ = writeln!(io::stderr(), "pong after {time:.3} ms");
     }
 
     /// Waits for an event; true if standard input is readable.
@@ -281,13 +244,14 @@ impl Session {
     }
 
     /// Reads standard input once and sends the complete messages.
-    fn send_input(&mut self) -> Result<(), Fault> {
+    fn send_input(&mut self) -> Result<(), Failure> {
         let Some(input) = &mut self.input else { return Ok(()) };
         let mut block = vec![0; BLOCK];
-        let size = io::stdin().lock().read(&mut block)?;
+        let unusable = |why: String| Failure(Exit::Internal, format!("standard input: {why}"));
+        let size = io::stdin().lock().read(&mut block).map_err(|error| unusable(error.to_string()))?;
         block.truncate(size);
         let is_end = block.is_empty();
-        let messages = input.messages(&block).map_err(Fault::Input)?;
+        let messages = input.messages(&block).map_err(unusable)?;
         for message in messages {
             if self.connection.can_write() {
                 // Unwritten bytes stay in the connection's buffer; the next read returns other errors again.
@@ -305,26 +269,16 @@ impl Session {
         Ok(())
     }
 
-    fn ended_by(self, error: &Error) -> End {
+    fn ended_by(&mut self, error: &Error) -> End {
         match error {
             Error::ConnectionClosed | Error::AlreadyClosed => self.ended(""),
             error => self.ended(&error.to_string()),
         }
     }
 
-    fn ended(self, why: &str) -> End {
-        let (code, reason) = self.close.unwrap_or((1006, why.to_owned()));
-        End::Closed(code, reason)
+    fn ended(&mut self, why: &str) -> End {
+        self.close.take().unwrap_or((1006, why.to_owned()))
     }
-}
-
-enum Received {
-    /// Everything available.
-    All,
-    /// There may be more.
-    Part,
-    /// The reader of standard output has gone.
-    NoReader,
 }
 
 /// Splits standard input into messages.

@@ -1,6 +1,7 @@
 //! Opens connections as a WebSocket client: URL, TCP, TLS, opening handshake. tungstenite implements the protocol,
 //! rustls TLS, and [`Filter`] compression.
 
+use std::fmt::Display;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -18,13 +19,13 @@ use tungstenite::client::{IntoClientRequest, client_with_config};
 use tungstenite::handshake::HandshakeError;
 use tungstenite::handshake::client::{Request, Response};
 use tungstenite::http::header::{AUTHORIZATION, COOKIE, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_PROTOCOL};
-use tungstenite::http::{HeaderName, HeaderValue, Uri};
+use tungstenite::http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use tungstenite::protocol::WebSocketConfig;
 use tungstenite::{Error, WebSocket};
 
 use super::deflate::Filter;
-use super::value::time;
-use crate::exit::Exit;
+use super::value::{self, time};
+use crate::exit::{Exit, Failure};
 use crate::proto::http1::field::is_token;
 use crate::proto::ws::deflate::negotiate::{OFFER, answered};
 use crate::proto::ws::extension;
@@ -64,31 +65,6 @@ pub struct Target {
     pub timeout: Duration,
 }
 
-/// Why there is no connection.
-#[derive(Debug, thiserror::Error)]
-pub enum Failure {
-    /// An option is not usable here.
-    #[error("{0}")]
-    Usage(String),
-    /// No WebSocket server answers.
-    #[error("{0}")]
-    Unreachable(String),
-    /// It answers, but not with a valid 101.
-    #[error("{0}")]
-    Refused(String),
-}
-
-impl Failure {
-    /// The exit status.
-    pub fn exit(&self) -> Exit {
-        match self {
-            Failure::Usage(_) => Exit::Usage,
-            Failure::Unreachable(_) => Exit::Unreachable,
-            Failure::Refused(_) => Exit::Refused,
-        }
-    }
-}
-
 /// An open connection.
 pub type Connection = WebSocket<Stream>;
 
@@ -109,16 +85,16 @@ impl Client {
         let host = url.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
         let is_tls = url.scheme_str() == Some("wss");
         let port = url.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
-        let unreachable = |error| Failure::Unreachable(format!("{url}: {error}"));
+        let unreachable = |error| Failure(Exit::Unreachable, format!("{url}: {error}"));
         let addresses: Vec<_> = (host, port).to_socket_addrs().map_err(unreachable)?.collect();
         let tls = match is_tls {
             false if target.ca.is_some() => {
-                return Err(Failure::Usage(format!("--ca is for wss:// URLs: got {url}")));
+                return Err(Failure(Exit::Usage, format!("--ca is for wss:// URLs: got {url}")));
             }
             false => None,
             true => {
                 let name = ServerName::try_from(host.to_owned()).map_err(|_| {
-                    Failure::Usage(format!("{url}: {host:?} cannot be the name in a certificate"))
+                    Failure(Exit::Usage, format!("{url}: {host:?} cannot be the name in a certificate"))
                 })?;
                 Some((tls_config(target)?, name))
             }
@@ -134,7 +110,7 @@ impl Client {
             None => Box::new(tcp),
             Some((config, name)) => {
                 let session = ClientConnection::new(config.clone(), name.clone())
-                    .map_err(|error| Failure::Unreachable(format!("{}: TLS: {error}", self.url)))?;
+                    .map_err(|error| self.unreachable(format!("TLS: {error}")))?;
                 Box::new(StreamOwned::new(session, tcp))
             }
         };
@@ -144,22 +120,19 @@ impl Client {
         if let Ok(key) = key.parse() {
             request.headers_mut().insert("sec-websocket-key", key);
         }
-        let config = WebSocketConfig::default()
-            .read_buffer_size(16 << 10)
-            .max_message_size(Some(MAX_MESSAGE))
-            .max_frame_size(Some(MAX_MESSAGE));
         let (mut connection, response) =
-            client_with_config(request, stream, Some(config)).map_err(|error| self.explain(error))?;
+            client_with_config(request, stream, Some(limits())).map_err(|error| self.explain(error))?;
         self.agree(connection.get_mut(), &response)?;
         let tcp = connection.get_ref().socket.tcp();
         let ready = tcp.set_read_timeout(None).and_then(|()| tcp.set_nonblocking(true));
-        ready.map_err(|error| Failure::Unreachable(format!("{}: {error}", self.url)))?;
+        ready.map_err(|error| self.unreachable(error))?;
         Ok((connection, response))
     }
 
     /// Starts the compression that the server has accepted, if any.
     fn agree(&self, stream: &mut Stream, response: &Response) -> Result<(), Failure> {
-        let wrong = |why: &str| Failure::Refused(format!("{}: Sec-WebSocket-Extensions: {why}", self.url));
+        let wrong =
+            |why: &str| Failure(Exit::Refused, format!("{}: Sec-WebSocket-Extensions: {why}", self.url));
         let values = response.headers().get_all(SEC_WEBSOCKET_EXTENSIONS);
         let agreed = extension::parse(values.iter().map(HeaderValue::as_bytes));
         let agreed = agreed.map_err(|error| wrong(error.why))?;
@@ -171,7 +144,7 @@ impl Client {
             ));
         }
         let Some(filter) = &mut stream.filter else { return Ok(()) };
-        filter.agree(params).map_err(|error| Failure::Unreachable(format!("{}: {error}", self.url)))
+        filter.agree(params).map_err(|error| self.unreachable(error))
     }
 
     /// A TCP connection to the first address that answers.
@@ -189,14 +162,18 @@ impl Client {
                 Err(error) => last = error,
             }
         }
-        Err(Failure::Unreachable(format!("{}: {last}", self.url)))
+        Err(self.unreachable(last))
+    }
+
+    fn unreachable(&self, why: impl Display) -> Failure {
+        Failure(Exit::Unreachable, format!("{}: {why}", self.url))
     }
 
     fn explain<Role: tungstenite::handshake::HandshakeRole>(&self, error: HandshakeError<Role>) -> Failure {
         let url = &self.url;
         match error {
             HandshakeError::Interrupted(_) => {
-                Failure::Unreachable(format!("{url}: no answer within {:?} (--timeout)", self.timeout))
+                self.unreachable(format!("no answer within {:?} (--timeout)", self.timeout))
             }
             HandshakeError::Failure(Error::Http(response)) => {
                 let body = response.body().as_deref().unwrap_or_default();
@@ -204,13 +181,13 @@ impl Client {
                 let line = String::from_utf8_lossy(line);
                 let colon = if line.trim().is_empty() { "" } else { ": " };
                 let status = response.status();
-                Failure::Refused(format!("{url}: refused with status {status}{colon}{}", line.trim()))
+                Failure(Exit::Refused, format!("{url}: refused with status {status}{colon}{}", line.trim()))
             }
             HandshakeError::Failure(Error::Protocol(error)) => {
-                Failure::Refused(format!("{url}: the answer is not a valid opening handshake: {error}"))
+                Failure(Exit::Refused, format!("{url}: the answer is not a valid opening handshake: {error}"))
             }
-            HandshakeError::Failure(Error::Io(error)) => Failure::Unreachable(format!("{url}: {error}")),
-            HandshakeError::Failure(error) => Failure::Unreachable(format!("{url}: {error}")),
+            HandshakeError::Failure(Error::Io(error)) => self.unreachable(error),
+            HandshakeError::Failure(error) => self.unreachable(error),
         }
     }
 }
@@ -279,7 +256,7 @@ fn tls_config(target: &Target) -> Result<Arc<ClientConfig>, Failure> {
     let mut roots = RootCertStore::empty();
     match &target.ca {
         Some(file) => {
-            let wrong = |why: String| Failure::Usage(format!("--ca {}: {why}", file.display()));
+            let wrong = |why: String| Failure(Exit::Usage, format!("--ca {}: {why}", file.display()));
             let certificates =
                 CertificateDer::pem_file_iter(file).map_err(|error| wrong(error.to_string()))?;
             for certificate in certificates {
@@ -295,23 +272,23 @@ fn tls_config(target: &Target) -> Result<Arc<ClientConfig>, Failure> {
             if roots.is_empty() {
                 let what =
                     "the system has no CA certificates: install ca-certificates, or name a file with --ca";
-                return Err(Failure::Usage(what.to_owned()));
+                return Err(Failure(Exit::Usage, what.to_owned()));
             }
         }
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|error| Failure::Usage(format!("TLS: {error}")))?
+        .map_err(|error| Failure(Exit::Usage, format!("TLS: {error}")))?
         .with_root_certificates(roots)
         .with_no_client_auth();
     Ok(Arc::new(config))
 }
 
 fn request(target: &Target) -> Result<Request, Failure> {
-    let wrong = |why: &str| Failure::Usage(why.to_owned());
+    let wrong = |why: &str| Failure(Exit::Usage, why.to_owned());
     let mut request =
-        target.url.clone().into_client_request().map_err(|error| Failure::Usage(error.to_string()))?;
+        target.url.clone().into_client_request().map_err(|error| Failure(Exit::Usage, error.to_string()))?;
     let headers = request.headers_mut();
     if !target.subprotocol.is_empty() {
         let list = target.subprotocol.join(", ").parse().map_err(|_| wrong("--subprotocol: not a token"))?;
@@ -325,38 +302,54 @@ fn request(target: &Target) -> Result<Request, Failure> {
         headers.insert(COOKIE, list);
     }
     if let Some(user) = &target.user {
-        let credentials = match user.contains(':') {
-            true => user.clone(),
-            false => {
-                let password = std::env::var(PASSWORD_VARIABLE).map_err(|_| {
-                    Failure::Usage(format!(
+        let credentials =
+            match user.contains(':') {
+                true => user.clone(),
+                false => {
+                    let password = std::env::var(PASSWORD_VARIABLE).map_err(|_| {
+                    Failure(Exit::Usage, format!(
                         "--user {user}: expected NAME:PASSWORD, or the password in {PASSWORD_VARIABLE}"
                     ))
                 })?;
-                format!("{user}:{password}")
-            }
-        };
+                    format!("{user}:{password}")
+                }
+            };
         let value = format!("Basic {}", BASE64_STANDARD.encode(credentials));
         let mut value: HeaderValue = value.parse().map_err(|_| wrong("--user: not a header value"))?;
         value.set_sensitive(true);
         headers.insert(AUTHORIZATION, value);
     }
-    for (name, _) in &target.header {
+    set(headers, &target.header);
+    Ok(request)
+}
+
+/// Sets headers, each of which may have several values.
+pub fn set(headers: &mut HeaderMap, by: &[(HeaderName, HeaderValue)]) {
+    for (name, _) in by {
         headers.remove(name); // such as Host
     }
-    for (name, value) in &target.header {
-        headers.append(name.clone(), value.clone());
+    for (name, value) in by {
+        headers.append(name, value.clone());
     }
-    Ok(request)
+}
+
+/// What a client accepts.
+pub fn limits() -> WebSocketConfig {
+    let config = WebSocketConfig::default().read_buffer_size(16 << 10);
+    config.max_message_size(Some(MAX_MESSAGE)).max_frame_size(Some(MAX_MESSAGE))
 }
 
 fn url(text: &str) -> Result<Uri, String> {
     const EXPECTED: &str = "expected ws://HOST[:PORT]/PATH or wss://HOST[:PORT]/PATH";
     let url: Uri = text.parse().map_err(|error| format!("{EXPECTED}: {error}"))?;
     let authority = url.authority().map(|authority| authority.as_str()).unwrap_or_default();
+    let port = authority.strip_prefix(url.host().unwrap_or_default()).unwrap_or_default();
     match url.scheme_str() {
         Some("ws" | "wss") if authority.contains('@') => {
             Err("expected no user in the URL: give it with --user".to_owned())
+        }
+        Some("ws" | "wss") if !matches!(port, "" | ":") && url.port_u16().is_none() => {
+            Err("expected a port up to 65535".to_owned())
         }
         Some("ws" | "wss") if url.host().is_some_and(|host| !host.is_empty()) => Ok(url),
         _ => Err(EXPECTED.to_owned()),
@@ -371,11 +364,7 @@ fn token(text: &str) -> Result<String, String> {
 }
 
 fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
-    const EXPECTED: &str = "expected NAME: VALUE";
-    let (name, value) = text.split_once(':').ok_or(EXPECTED)?;
-    let name: HeaderName = name.trim().parse().map_err(|_| format!("{EXPECTED}, the name a token"))?;
-    let value =
-        value.trim().parse().map_err(|_| format!("{EXPECTED}, the value without control characters"))?;
+    let (name, value) = value::header(text)?;
     let fixed = ["connection", "upgrade", "sec-websocket-key", "sec-websocket-version"];
     match name.as_str() {
         "sec-websocket-protocol" => Err("give subprotocols with --subprotocol".to_owned()),
@@ -400,13 +389,16 @@ mod tests {
     #[test]
     fn urls_are_those_of_websockets() {
         assert!(url("ws://localhost:8080/echo?x=1").is_ok() && url("wss://[::1]/").is_ok());
-        for wrong in ["", "localhost:80", "http://localhost/", "ws://", "/echo", "ws://a:b@c/"] {
+        for wrong in
+            ["", "localhost:80", "http://localhost/", "ws://", "/echo", "ws://a:b@c/", "ws://a:65536/"]
+        {
             assert!(url(wrong).is_err_and(|error| error.contains("expected")), "{wrong}");
         }
     }
 
     #[test]
     fn headers_cannot_break_the_handshake() {
+        assert!(url("ws://a:/").is_ok() && url("wss://[::1]:443/").is_ok());
         assert!(header("X-Room: 1").is_ok_and(|(name, value)| name == "x-room" && value == "1"));
         for wrong in ["X-Room", "X Room: 1", "X: a\r\nY: b", "Upgrade: h2c", "Sec-WebSocket-Protocol: a"] {
             assert!(header(wrong).is_err(), "{wrong}");

@@ -5,7 +5,6 @@ pub mod bench;
 pub mod cat;
 pub mod check;
 mod client;
-mod control;
 mod deflate;
 mod host;
 mod interface;
@@ -13,12 +12,16 @@ pub mod new;
 mod peer;
 pub mod replay;
 pub mod run;
+mod shell;
 pub mod test;
 mod value;
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Subcommand;
+
+use crate::exit::{Exit, Failure};
 
 /// The subcommands.
 #[derive(Debug, Subcommand)]
@@ -40,13 +43,24 @@ pub enum Kit {
 impl Kit {
     /// Runs the command. Errors go to standard error.
     pub fn run(self) -> ExitCode {
-        match self {
-            Kit::New(new) => new.run(),
-            Kit::Run(run) => run.run(),
-            Kit::Test(test) => test.run(),
-            Kit::Replay(replay) => replay.run(),
-            Kit::Bench(bench) => bench.run(),
+        let result = match self {
+            Kit::New(new) => new.run().map_err(|why| Failure(Exit::Refused, why)),
+            Kit::Run(run) => run.run().map_err(|why| Failure(Exit::Config, why)),
+            Kit::Test(test) => test.run().map_err(|why| Failure(Exit::Config, why)),
+            Kit::Replay(replay) => replay.run().map_err(|why| Failure(Exit::Config, why)),
             Kit::Cat(cat) => cat.run(),
-        }
+            Kit::Bench(bench) => bench.run(),
+        };
+        result.unwrap_or_else(|failure| failure.report().into())
     }
+}
+
+/// Prints a line to standard output, whose reader may have gone.
+fn print(line: &str) {
+    let _ = writeln!(io::stdout(), "{line}");
+}
+
+/// The same to standard error.
+fn complain(why: &str) {
+    let _ = writeln!(io::stderr(), "wshd: {why}");
 }

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tungstenite::client::{IntoClientRequest, client_with_config};
 use tungstenite::handshake::client::{ClientHandshake, Response};
@@ -16,6 +16,8 @@ use tungstenite::protocol::CloseFrame;
 use tungstenite::protocol::frame::Frame;
 use tungstenite::protocol::frame::coding::{Data, OpCode};
 use tungstenite::{Error, Message, WebSocket};
+
+use super::client;
 
 /// A message, a frame, or the end of a connection.
 #[derive(Clone, Debug, PartialEq)]
@@ -95,15 +97,10 @@ impl Peer {
         let mut request = format!("ws://localhost{target}")
             .into_client_request()
             .map_err(|error| format!("open {target}: {error}"))?;
-        for (name, _) in headers {
-            request.headers_mut().remove(name);
-        }
-        for (name, value) in headers {
-            request.headers_mut().append(name.clone(), value.clone());
-        }
+        client::set(request.headers_mut(), headers);
         let mut peer =
             Peer { state: State::Ended, reply: None, queue: VecDeque::new(), is_stalled: false, timeout };
-        peer.handle_reply(client_with_config(request, stream, None))
+        peer.handle_reply(client_with_config(request, stream, Some(client::limits())))
             .map_err(|why| format!("open {target}: {why}"))?;
         Ok(peer)
     }
@@ -228,13 +225,8 @@ impl Peer {
     /// The next message or frame. Pings and Pongs are ignored unless one is expected.
     pub fn next(&mut self, expected: &Content) -> Result<Content, String> {
         let wants_control = matches!(expected, Content::Ping(_) | Content::Pong(_));
-        loop {
-            match self.read(self.timeout)? {
-                None => return Err(format!("nothing within {:?}", self.timeout)),
-                Some(Content::Ping(_) | Content::Pong(_)) if !wants_control => {}
-                Some(content) => return Ok(content),
-            }
-        }
+        let next = self.read(self.timeout, wants_control)?;
+        next.ok_or_else(|| format!("nothing within {:?}", self.timeout))
     }
 
     /// The first message or frame within this time, if any; Pings and Pongs are ignored.
@@ -247,24 +239,30 @@ impl Peer {
             let is_silent = matches!(self.state, State::Requested(_));
             return if is_silent { Ok(None) } else { Err(format!("status {}", self.status())) };
         }
-        loop {
-            match self.read(duration)? {
-                Some(Content::Ping(_) | Content::Pong(_)) => {}
-                other => return Ok(other),
-            }
-        }
+        self.read(duration, false)
     }
 
-    /// The next message or frame, from the queue or received within this time.
-    fn read(&mut self, timeout: Duration) -> Result<Option<Content>, String> {
+    /// The next message or frame, from the queue or received within this time; Pings and Pongs only if they are wanted.
+    fn read(&mut self, timeout: Duration, wants_control: bool) -> Result<Option<Content>, String> {
         if self.is_stalled {
             return Err("nothing: the peer has stopped reading".to_owned());
         }
-        if let Some(content) = self.queue.pop_front() {
-            return Ok(Some(content));
+        let is_wanted =
+            |content: &Content| wants_control || !matches!(content, Content::Ping(_) | Content::Pong(_));
+        while let Some(content) = self.queue.pop_front() {
+            if is_wanted(&content) {
+                return Ok(Some(content));
+            }
         }
         self.settle()?;
-        self.receive(Some(timeout))
+        let begun = Instant::now();
+        while let Some(left) = timeout.checked_sub(begun.elapsed()).filter(|left| !left.is_zero()) {
+            match self.receive(Some(left))? {
+                Some(content) if !is_wanted(&content) => {}
+                content => return Ok(content),
+            }
+        }
+        Ok(None)
     }
 
     /// The same without the queue; does not wait if there is no time.

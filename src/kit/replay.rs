@@ -10,6 +10,8 @@ use std::process::{Command, ExitCode};
 
 use clap::Args;
 
+use super::print;
+use super::shell::quoted;
 use crate::ctl::record::{Heading, MAX_FILE};
 use crate::exit::Exit;
 use crate::supervisor::crash_record::CrashRecord;
@@ -34,17 +36,7 @@ pub struct Replay {
 
 impl Replay {
     /// Runs the command.
-    pub fn run(self) -> ExitCode {
-        match self.play() {
-            Ok(exit) => exit,
-            Err(why) => {
-                eprintln!("wshd: {why}");
-                Exit::Config.into()
-            }
-        }
-    }
-
-    fn play(&self) -> Result<ExitCode, String> {
+    pub fn run(self) -> Result<ExitCode, String> {
         let shown = self.record.display();
         let text = read(&self.record).map_err(|error| format!("{shown}: {error}"))?;
         let (script, handler, resource) = match Heading::of(&text) {
@@ -68,7 +60,7 @@ impl Replay {
         let status = status.map_err(|error| format!("wshd test: {error}"))?;
         let words = args.iter().map(|arg| quoted(&arg.to_string_lossy())).collect::<Vec<_>>().join(" ");
         let program = quoted(&program.to_string_lossy());
-        println!("wshd: under a debugger: gdb --args {program} test --no-fork {words}");
+        print(&format!("wshd: under a debugger: gdb --args {program} test --no-fork {words}"));
         let code = status.code().and_then(|code| u8::try_from(code).ok());
         Ok(code.map_or(Exit::Internal.into(), ExitCode::from))
     }
@@ -95,15 +87,11 @@ fn read(path: &Path) -> io::Result<String> {
 /// The script: the request of the connection, and the message that was being handled.
 fn script(record: &CrashRecord) -> Result<String, String> {
     let mut script = String::new();
-    let handler = record.handler.as_ref();
-    let whom = handler.map_or(String::new(), |handler| format!("{} of {}", handler.callback, handler.name));
+    let place = record.handler.as_ref().map_or("no handler".to_owned(), |handler| {
+        format!("{} of {}", handler.callback, handler.name.escape_debug())
+    });
     // Writing to a String does not fail.
-    let _ = writeln!(
-        script,
-        "# {}: crashed in {}",
-        record.time,
-        if whom.is_empty() { "no handler" } else { &whom }
-    );
+    let _ = writeln!(script, "# {}: crashed in {place}", record.time);
     let request = record.request.as_ref();
     let target = request.and_then(|request| request.resource.as_deref()).unwrap_or_default();
     let _ = writeln!(script, ">! open {target}");
@@ -111,8 +99,8 @@ fn script(record: &CrashRecord) -> Result<String, String> {
         ("Origin", request.and_then(|request| request.origin.as_deref())),
         ("Sec-WebSocket-Protocol", request.and_then(|request| request.subprotocol.as_deref())),
     ];
-    for (name, value) in headers.into_iter().filter_map(|(name, value)| Some((name, value?))) {
-        let _ = writeln!(script, "    {name}: {value}");
+    for (name, value) in headers {
+        let _ = value.map(|value| writeln!(script, "    {name}: {value}"));
     }
     if let Some(message) = &record.message {
         let bytes = message.bytes()?;
@@ -151,15 +139,6 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
     file.map_err(exists)?.write_all(text.as_bytes())
 }
 
-/// Quotes a word for a shell.
-fn quoted(word: &str) -> String {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+=:@%,".contains(&byte);
-    match !word.is_empty() && word.bytes().all(is_plain) {
-        true => word.to_owned(),
-        false => format!("'{}'", word.replace('\'', "'\\''")),
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -181,10 +160,5 @@ mod tests {
             "message": {"type": "binary", "size": 9, "bytes": "AP8=", "complete": false}}"#;
         let script = script_of(binary).unwrap();
         assert!(script.contains("has 2 of 9 bytes") && script.contains(">! binary 00ff\n"), "{script}");
-    }
-
-    #[test]
-    fn words_are_quoted_for_a_shell() {
-        assert_eq!(["/a_b.so", "it's", ""].map(quoted), ["/a_b.so", "'it'\\''s'", "''"]);
     }
 }

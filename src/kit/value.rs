@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tungstenite::http::{HeaderName, HeaderValue};
+
 use crate::settings::value;
 
 /// The longest time.
@@ -20,6 +22,15 @@ pub fn time(text: &str) -> Result<Duration, String> {
 /// A number of bytes, with K or M for 1024 and its square.
 pub fn size(text: &str) -> Result<usize, String> {
     value::size(text, &(0..=MAX_SIZE)).map(|size| size as usize)
+}
+
+/// A header of a request: `NAME: VALUE`, in ASCII.
+pub fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
+    const EXPECTED: &str = "expected NAME: VALUE";
+    let (name, value) = text.split_once(':').ok_or(EXPECTED)?;
+    let name = name.trim().parse().map_err(|_| format!("{EXPECTED}, the name a token"))?;
+    let value = value.trim().parse().map_err(|_| format!("{EXPECTED}, the value printable ASCII"))?;
+    Ok((name, value))
 }
 
 #[cfg(test)]

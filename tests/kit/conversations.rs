@@ -150,6 +150,9 @@ fn test_uses_the_configuration_of_a_server() {
     let args = ["test", "-f", "wshd.conf", "--resource", "/a/b", "parley_wsh.so", "x.test"];
     let output = output_of(wshd().args(args).current_dir(dir.path())).unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stdout));
+    let mut test = wshd();
+    test.args(args).args(["-o", "log_file=x"]).current_dir(dir.path());
+    ends(&output_of(&mut test).unwrap(), 3, "-o log_file: it cannot be set here");
     std::fs::write(dir.path().join("wshd.conf"), "port = no\n").unwrap();
     ends(&output_of(wshd().args(args).current_dir(dir.path())).unwrap(), 3, "wshd.conf");
 }
@@ -269,4 +272,67 @@ fn test_shows_expected_and_got() {
     ends(&tested(&dir, "hello\n"), 3, "x.test:1:1: expected > or <");
     std::fs::write(dir.path().join("parley_wsh.so"), "nothing").unwrap();
     ends(&tested(&dir, "> a\n"), 3, "not a shared object");
+}
+
+#[test]
+fn a_step_does_not_wait_longer_because_of_pings() {
+    let dir = Dir::new();
+    let source = r#"
+        #include <ws_handler.h>
+        static void tick(ws_conn conn, void *arg) { (void)arg; (void)ws_ping(conn, "", 0); }
+        static int32_t on_open(ws_conn conn) { return ws_set_interval(conn, 10, tick, NULL) < 0 ? WS_E_FAILED : WS_OK; }
+        static void on_message(ws_conn conn, const ws_message *msg) { (void)conn, (void)msg; }
+        WS_HANDLER(.name = "parley", .on_open = on_open, .on_message = on_message);
+    "#;
+    dir.handler("parley", source);
+    let output = tested(&dir, "> hello\n<! nothing 1s\n< never\n");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("x.test:3: failed") && said.contains("got       nothing within 2s"), "{said}");
+}
+
+#[test]
+fn a_frame_may_have_the_size_of_the_largest_message() {
+    let dir = Dir::new();
+    dir.handler("parley", PARLEY);
+    std::fs::write(dir.path().join("x.test"), "< welcome\n>! large 20M\n<! large 20M\n").unwrap();
+    let options = ["-o", "max_message=32M", "-o", "max_frame=32M", "-o", "send_high=32M"];
+    let mut test = wshd();
+    test.arg("test").args(options).args(["parley_wsh.so", "x.test"]).current_dir(dir.path());
+    let output = output_of(&mut test).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[test]
+fn test_shows_the_log_of_a_handler_that_does_not_start() {
+    let dir = Dir::new();
+    let source = r#"
+        #include <ws_handler.h>
+        static int32_t on_worker_start(void)
+        {
+            ws_log(WS_LOG_ERROR, "there is no database");
+            return WS_E_FAILED;
+        }
+        static void on_message(ws_conn conn, const ws_message *msg) { (void)conn, (void)msg; }
+        WS_HANDLER(.name = "parley", .on_worker_start = on_worker_start, .on_message = on_message);
+    "#;
+    dir.handler("parley", source);
+    std::fs::write(dir.path().join("x.test"), "> a\n").unwrap();
+    for more in [&[][..], &["--no-fork"]] {
+        let mut test = wshd();
+        test.args(["test", "parley_wsh.so", "x.test"]).args(more).current_dir(dir.path());
+        ends(&output_of(&mut test).unwrap(), 3, "there is no database");
+    }
+}
+
+#[test]
+fn test_needs_no_reader() {
+    let dir = Dir::new();
+    dir.handler("parley", PARLEY);
+    std::fs::write(dir.path().join("x.test"), "< welcome\n").unwrap();
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let args = ["test", "parley_wsh.so", "x.test"];
+    let status = wshd().args(args).current_dir(dir.path()).stdout(full()).stderr(full()).status().unwrap();
+    assert_eq!(status.code(), Some(0));
+    let status = wshd().args(["test", "no_wsh.so", "x.test"]).stderr(full()).status().unwrap();
+    assert_eq!(status.code(), Some(3));
 }

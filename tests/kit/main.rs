@@ -342,6 +342,22 @@ fn bench_reports_when_it_is_interrupted() {
 }
 
 #[test]
+fn bench_does_not_count_the_wait_for_a_missing_answer() {
+    let dir = Dir::new();
+    let once = ECHO.replace("ws_send(", "static int count;\nif (count++ < 3) ws_send(");
+    dir.handler("once", &once);
+    let mut server = Server::start(&dir, &["--workers", "1"]);
+    let url = format!("ws://{}/once", server.address());
+    let args = ["bench", "--json", "-c", "1", "-t", "100ms", "--timeout", "1s", &url];
+    let output = output_of(wshd().args(args)).unwrap();
+    ends(&output, 0, "");
+    let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&result["answers"], &result["unanswered"]), (&3.into(), &1.into()), "{result}");
+    assert!(result["seconds"].as_f64().unwrap() < 0.5, "{result}");
+    server.stop();
+}
+
+#[test]
 fn bench_reports_connections_that_end() {
     let dir = Dir::new();
     dir.handler("close", &CLOSE.replace("ws_abort(conn)", "ws_close(conn, 4001, \"enough\")"));
@@ -450,6 +466,11 @@ fn check_prints_findings_as_text() {
         text.contains("    warning    calls chdir(), which changes the process of all handlers"),
         "{text}"
     );
+    let odd = dir.path().join("my x_wsh.so");
+    std::fs::copy(&object, &odd).unwrap();
+    let text = output_of(wshd().arg("check").arg(&odd)).unwrap().stdout;
+    let text = String::from_utf8_lossy(&text);
+    assert!(text.contains("    note       no request can name it: a server will not serve it"), "{text}");
     std::fs::write(&object, b"\x7fELF and no more").unwrap();
     let output = output_of(wshd().arg("check").arg(&object)).unwrap();
     ends(&output, 6, "");
@@ -539,6 +560,15 @@ fn new_overwrites_nothing() {
     ends(&new("chat"), 9, "exists");
     ends(&new("no/where"), 9, "no/where: No such file");
     ends(&new("Bad Name"), 2, "expected a name");
+    // Of what cannot be completed nothing is left: here the paths of the files are too long.
+    let mut deep = dir.path().to_owned();
+    while deep.as_os_str().len() < 3900 {
+        deep.push("d".repeat(100));
+    }
+    deep.push("d".repeat(4084 - deep.as_os_str().len()));
+    std::fs::create_dir_all(&deep).unwrap();
+    ends(&new(deep.join("chat").to_str().unwrap()), 9, "File name too long");
+    assert!(!deep.join("chat").exists());
 }
 
 /// `wshd run`, and what it prints.
@@ -672,6 +702,29 @@ fn run_builds_packages() {
     ends(&output_of(wshd().args(["new", "y", "-l", "rust"]).current_dir(dir.path())).unwrap(), 0, "");
     let running = Running::start(&dir, "y");
     assert_eq!(ask(&mut connect(&running.address(), "/y"), "hello"), "hello");
+}
+
+#[test]
+fn run_says_why_its_server_ends() {
+    let dir = Dir::new();
+    let object = dir.handler("x", ECHO);
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let mut run = wshd();
+    run.args(["run", "--port", &port]).arg(&object);
+    let output = output_of(&mut run).unwrap();
+    ends(&output, 4, "Address already in use");
+    ends(&output, 4, "choose another port with --port");
+}
+
+#[test]
+fn run_has_defaults_for_its_server_and_the_compiler() {
+    let dir = Dir::new();
+    std::fs::write(dir.path().join("x_wsh.c"), ECHO).unwrap();
+    let mut run = wshd();
+    run.args(["run", "--port", "0", "-o", "workers=2", "x_wsh.c"]).current_dir(dir.path()).env("CC", " ");
+    let running = Running::of(run);
+    assert!(running.says("wshd: ready on ").contains(", 2 workers, "));
 }
 
 /// The commands with a manual page of their own.

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
 
+use clap::{Args, value_parser};
 use hdrhistogram::Histogram;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::TimeSpec;
@@ -17,6 +18,7 @@ use tungstenite::{Error, Message};
 
 use crate::clock;
 use crate::kit::client::{Connection, would_block};
+use crate::kit::value::{size, time};
 use crate::time::Instant;
 
 /// Latencies are recorded with three digits up to this; longer ones count as this.
@@ -26,21 +28,24 @@ const PROGRESS: Duration = Duration::from_millis(100);
 /// The timer's data in epoll, where connections have their index.
 const TIMER: u64 = u64::MAX;
 
-/// The parameters of a measurement.
-#[derive(Clone, Copy, Debug)]
+/// The messages of a measurement.
+#[derive(Args, Clone, Copy, Debug)]
 pub struct Plan {
-    /// Messages per second of all connections; none: each answer is followed by the next message.
-    pub rate: Option<u64>,
-    /// Maximum unanswered messages of a connection.
-    pub depth: u32,
-    /// How long to send messages.
-    pub duration: Duration,
-    /// How long to wait for the last answers.
-    pub timeout: Duration,
-    /// Bytes of a message.
+    /// Payload of a message
+    #[arg(short = 'z', long, value_name = "SIZE", default_value = "64", value_parser = size)]
     pub size: usize,
-    /// Send binary messages.
-    pub binary: bool,
+    /// Messages of a connection that may be unanswered at a time
+    #[arg(short, long, value_name = "COUNT", default_value_t = 1, value_parser = value_parser!(u32).range(1..=1_000_000))]
+    pub depth: u32,
+    /// Messages per second of all connections; without it each answer is followed by the next message
+    #[arg(short, long, value_name = "COUNT", value_parser = value_parser!(u64).range(1..=100_000_000))]
+    pub rate: Option<u64>,
+    /// How long to send messages
+    #[arg(short = 't', long, value_name = "TIME", default_value = "10s", value_parser = time)]
+    pub duration: Duration,
+    /// Send binary messages
+    #[arg(short, long)]
+    binary: bool,
 }
 
 impl Plan {
@@ -64,13 +69,15 @@ pub struct Measured {
     pub closed: u32,
     /// Why the first of them ended.
     pub cause: Option<String>,
-    /// From the first message to the last answer.
+    /// From the first message to the end of sending, or to the last answer if that came later.
     pub elapsed: Duration,
 }
 
 /// Connections under load.
 pub struct Load {
     plan: Plan,
+    /// How long to wait for the last answers.
+    timeout: Duration,
     epoll: Epoll,
     timer: TimerFd,
     peers: Vec<Peer>,
@@ -79,6 +86,8 @@ pub struct Load {
     message: Message,
     latencies: Histogram<u64>,
     answers: u64,
+    /// When the last one came.
+    answered: Instant,
     closed: u32,
     /// Why the first connection ended.
     cause: Option<String>,
@@ -96,7 +105,7 @@ struct Peer {
 
 impl Load {
     /// Has no connections yet.
-    pub fn new(plan: Plan) -> io::Result<Self> {
+    pub fn new(plan: Plan, timeout: Duration) -> io::Result<Self> {
         let letters = (b'a'..=b'z').cycle().take(plan.size).collect::<Vec<u8>>();
         let message = match plan.binary {
             true => Message::binary(letters),
@@ -110,6 +119,7 @@ impl Load {
             Histogram::new_with_bounds(1, LONGEST.as_nanos() as u64, 3).map_err(io::Error::other)?;
         Ok(Load {
             plan,
+            timeout,
             epoll,
             timer,
             peers: Vec::new(),
@@ -117,6 +127,7 @@ impl Load {
             message,
             latencies,
             answers: 0,
+            answered: Instant::default(),
             closed: 0,
             cause: None,
         })
@@ -143,7 +154,7 @@ impl Load {
     ) -> io::Result<Measured> {
         let begun = clock::now();
         let end = begun + self.plan.duration;
-        let give_up = end + self.plan.timeout;
+        let give_up = end + self.timeout;
         let mut next_look = begun;
         let mut events = vec![EpollEvent::empty(); 1024];
         for index in 0..self.peers.len() {
@@ -189,8 +200,8 @@ impl Load {
             match connection.read() {
                 Ok(Message::Text(_) | Message::Binary(_)) => {
                     let Some(due) = peer.open.pop_front() else { continue }; // not an answer
-                    let latency = clock::now().since(due);
-                    self.latencies.saturating_record(latency.as_nanos() as u64);
+                    self.answered = clock::now();
+                    self.latencies.saturating_record(self.answered.since(due).as_nanos() as u64);
                     self.answers += 1;
                 }
                 Ok(Message::Close(frame)) => {
@@ -281,15 +292,9 @@ impl Load {
                 unanswered += 1;
             }
         }
-        let elapsed = now.since(begun);
-        Measured {
-            latencies: self.latencies,
-            answers: self.answers,
-            unanswered,
-            closed: self.closed,
-            cause: self.cause,
-            elapsed,
-        }
+        let Load { latencies, answers, closed, cause, .. } = self;
+        let elapsed = self.answered.max(end.min(now)).since(begun);
+        Measured { latencies, answers, unanswered, closed, cause, elapsed }
     }
 }
 
@@ -299,14 +304,8 @@ mod tests {
 
     #[test]
     fn messages_are_due_at_the_rate() {
-        let plan = Plan {
-            rate: Some(1000),
-            depth: 1,
-            duration: Duration::from_secs(1),
-            timeout: Duration::from_secs(1),
-            size: 0,
-            binary: false,
-        };
+        let plan =
+            Plan { rate: Some(1000), depth: 1, duration: Duration::from_secs(1), size: 0, binary: false };
         assert_eq!([0, 1, 42].map(|number| plan.due(number).as_millis()), [0, 1, 42]);
         assert_eq!(Plan { rate: Some(1), ..plan }.due(u64::MAX), Duration::from_nanos(u64::MAX));
         assert_eq!(Plan { rate: None, ..plan }.due(7), Duration::ZERO);

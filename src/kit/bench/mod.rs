@@ -6,7 +6,7 @@ mod report;
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,11 +18,11 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use signal_hook::consts::SIGINT;
 use signal_hook::flag;
 
-use self::load::{Load, Measured, Plan};
+use self::load::{Load, Plan};
 use self::report::Report;
-use super::client::{Client, Failure, Target};
-use super::value::{size, time};
-use crate::exit::Exit;
+use super::client::{Client, Target};
+use super::complain;
+use crate::exit::{Exit, Failure};
 
 /// The command line.
 #[derive(Debug, Args)]
@@ -32,21 +32,8 @@ pub struct Bench {
     /// Number of connections
     #[arg(short, long, value_name = "COUNT", default_value_t = 10, value_parser = value_parser!(u32).range(1..=1_000_000))]
     connections: u32,
-    /// Payload of a message
-    #[arg(short = 'z', long, value_name = "SIZE", default_value = "64", value_parser = size)]
-    size: usize,
-    /// Messages of a connection that may be unanswered at a time
-    #[arg(short, long, value_name = "COUNT", default_value_t = 1, value_parser = value_parser!(u32).range(1..=1_000_000))]
-    depth: u32,
-    /// Messages per second of all connections; without it each answer is followed by the next message
-    #[arg(short, long, value_name = "COUNT", value_parser = value_parser!(u64).range(1..=100_000_000))]
-    rate: Option<u64>,
-    /// How long to send messages
-    #[arg(short = 't', long, value_name = "TIME", default_value = "10s", value_parser = time)]
-    duration: Duration,
-    /// Send binary messages
-    #[arg(short, long)]
-    binary: bool,
+    #[command(flatten)]
+    plan: Plan,
     /// Print the result as one JSON object
     #[arg(short, long)]
     json: bool,
@@ -55,53 +42,15 @@ pub struct Bench {
     svg: Option<PathBuf>,
 }
 
-/// Why there is no result.
-#[derive(Debug, thiserror::Error)]
-enum Fault {
-    #[error(transparent)]
-    Connecting(#[from] Failure),
-    #[error("{0}")]
-    System(#[from] io::Error),
-    #[error("{0}: {1}")]
-    Output(String, io::Error),
-}
-
 impl Bench {
     /// Runs the command.
-    pub fn run(self) -> ExitCode {
-        match self.attempt() {
-            Ok(Measured { closed: 0, .. }) => Exit::Ok.into(),
-            Ok(Measured { closed, cause, .. }) => {
-                let cause = cause.unwrap_or_default();
-                eprintln!("wshd: {closed} connections ended early, the first with: {cause}");
-                Exit::Unreachable.into()
-            }
-            Err(fault) => {
-                eprintln!("wshd: {fault}");
-                match fault {
-                    Fault::Connecting(failure) => failure.exit().into(),
-                    Fault::System(_) | Fault::Output(..) => Exit::Internal.into(),
-                }
-            }
-        }
-    }
-
-    fn attempt(&self) -> Result<Measured, Fault> {
+    pub fn run(&self) -> Result<ExitCode, Failure> {
         allow_descriptors();
         // An unwritable file is reported before the measurement.
-        let svg = self.svg.as_ref().map(|path| File::create(path).map_err(|error| (path, error)));
-        let svg =
-            svg.transpose().map_err(|(path, error)| Fault::Output(path.display().to_string(), error))?;
+        let create = |path| File::create(path).map(|file| (file, path)).map_err(unwritable(path));
+        let svg = self.svg.as_deref().map(create).transpose()?;
         let client = Client::new(&self.target)?;
-        let plan = Plan {
-            rate: self.rate,
-            depth: self.depth,
-            duration: self.duration,
-            timeout: self.target.timeout,
-            size: self.size,
-            binary: self.binary,
-        };
-        let mut load = Load::new(plan)?;
+        let mut load = Load::new(self.plan, self.target.timeout)?;
         let bar = progress("connecting {bar:30} {pos}/{len}", u64::from(self.connections));
         for _ in 0..self.connections {
             load.add(client.connect()?.0)?;
@@ -109,7 +58,7 @@ impl Bench {
         }
         bar.finish_and_clear();
         let is_interrupted = watch_for_interrupt()?;
-        let total = self.duration.as_millis() as u64;
+        let total = self.plan.duration.as_millis() as u64;
         let bar = progress("{bar:30} {msg}", total);
         let measured = load.run(&mut |elapsed, answers, latencies| {
             bar.set_position((elapsed.as_millis() as u64).min(total));
@@ -121,18 +70,21 @@ impl Bench {
         bar.finish_and_clear();
         let report = Report::new(self, &measured);
         let text = if self.json { report.json() } else { report.text() };
-        match io::stdout().write_all(text.as_bytes()) {
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-                return Err(Fault::Output("standard output".to_owned(), error));
-            }
-            _ => {}
+        if let Some((mut file, path)) = svg {
+            file.write_all(report.svg().as_bytes()).map_err(unwritable(path))?;
         }
-        if let Some((mut file, path)) = svg.zip(self.svg.as_ref()) {
-            let written = file.write_all(report.svg().as_bytes());
-            written.map_err(|error| Fault::Output(path.display().to_string(), error))?;
+        io::stdout().write_all(text.as_bytes()).map_err(Failure::output)?;
+        if measured.closed == 0 {
+            return Ok(Exit::Ok.into());
         }
-        Ok(measured)
+        let cause = measured.cause.unwrap_or_default();
+        complain(&format!("{} connections ended early, the first with: {cause}", measured.closed));
+        Ok(Exit::Unreachable.into())
     }
+}
+
+fn unwritable(path: &Path) -> impl Fn(io::Error) -> Failure {
+    move |error| Failure(Exit::Internal, format!("{}: {error}", path.display()))
 }
 
 /// A progress bar on standard error, if that is a terminal.

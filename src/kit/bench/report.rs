@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::Bench;
-use super::load::Measured;
+use super::load::{Measured, Plan};
 
 const QUANTILES: [f64; 6] = [0.5, 0.75, 0.9, 0.99, 0.999, 0.9999];
 
@@ -28,7 +28,7 @@ impl<'a> Report<'a> {
     }
 
     fn title(&self) -> String {
-        let Bench { target, connections, size, depth, rate, .. } = self.bench;
+        let Bench { target, connections, plan: Plan { size, depth, rate, .. }, .. } = self.bench;
         let pace = rate.map_or("as fast as answers come".to_owned(), |rate| format!("{rate} messages/s"));
         format!("{}: connections {connections}, size {size} bytes, depth {depth}, {pace}", target.url)
     }
@@ -42,7 +42,7 @@ impl<'a> Report<'a> {
         let _ = writeln!(text, "  unanswered   {unanswered}");
         let _ = writeln!(text, "  connections  {closed} ended early");
         let from =
-            if self.bench.rate.is_some() { "from the time that it was due" } else { "from sending it" };
+            if self.bench.plan.rate.is_some() { "from the time that it was due" } else { "from sending it" };
         let _ = writeln!(text, "  latency of a message, {from}:");
         for quantile in QUANTILES {
             let value = latencies.value_at_quantile(quantile);
@@ -63,9 +63,9 @@ impl<'a> Report<'a> {
         let object = json!({
             "url": self.bench.target.url.to_string(),
             "connections": self.bench.connections,
-            "size": self.bench.size,
-            "depth": self.bench.depth,
-            "rate": self.bench.rate,
+            "size": self.bench.plan.size,
+            "depth": self.bench.plan.depth,
+            "rate": self.bench.plan.rate,
             "seconds": elapsed.as_secs_f64(),
             "answers": answers,
             "answers_per_second": self.rate(),

@@ -22,22 +22,22 @@ const NOISE: u64 = 40 << 10;
 /// Messages to a peer that does not read.
 const FLOOD: usize = 400;
 
-/// A test, by the rule that its findings have.
-type FaultCase = (&'static str, fn(&mut FaultTest) -> Result<(), String>);
-const FAULTS: [FaultCase; 9] = [
-    ("messages", FaultTest::messages),
-    ("short-reads", FaultTest::short_reads),
-    ("close", FaultTest::close),
-    ("slow-peer", FaultTest::slow_peer),
-    ("move", FaultTest::moves),
-    ("ids", FaultTest::ids),
-    ("time", FaultTest::time),
-    ("host-calls", FaultTest::messages),
-    ("leak", FaultTest::leak),
+/// A test: the rule that its findings have, one in how many calls of the host fails (0: none), and what peers do.
+type FaultCase = (&'static str, u32, fn(&mut FaultTest) -> Result<(), String>);
+const FAULTS: [FaultCase; 11] = [
+    ("messages", 0, FaultTest::messages),
+    ("short-reads", 0, FaultTest::short_reads),
+    ("close", 0, FaultTest::close),
+    ("slow-peer", 0, FaultTest::slow_peer),
+    ("move", 0, FaultTest::moves),
+    ("ids", 0, FaultTest::ids),
+    ("time", 0, FaultTest::time),
+    (HOST_CALLS, 1, FaultTest::messages),
+    (HOST_CALLS, 2, FaultTest::messages),
+    (HOST_CALLS, 3, FaultTest::messages),
+    ("leak", 0, FaultTest::leak),
 ];
-/// The test in which calls of the host fail: all, every second, every third.
 const HOST_CALLS: &str = "host-calls";
-const FAIL_EVERY: [u32; 3] = [1, 2, 3];
 
 /// A test of one handler.
 struct FaultTest {
@@ -57,48 +57,43 @@ pub fn findings(
 ) -> Result<Vec<Finding>, String> {
     let mut findings: Vec<Finding> = Vec::new();
     let options = ["log_format=json".to_owned()];
-    for (rule, test) in FAULTS {
-        let every: &[u32] = if rule == HOST_CALLS { &FAIL_EVERY } else { &[0] };
-        for fail_every in every {
-            let dir = dir.join(format!("{rule}.{fail_every}"));
-            let (fail_every, is_debugged) = (*fail_every, false);
-            let served =
-                Served { object, name, options: &options, config, is_debugged, fail_every, confinement };
-            let mut host = Host::new(&dir, served)?;
-            let mut running = match host.start() {
-                // Without room or memory a handler may refuse to start.
-                Err(_) if fail_every > 0 => continue,
-                Err(why) => return Err(why),
-                Ok(()) => FaultTest { host, target: format!("/{name}"), findings: Vec::new() },
-            };
-            let result =
-                test(&mut running).and_then(|()| running.host.turn()).and_then(|()| running.host.stop());
-            running.note(rule, result.err());
-            let blocking = running.host.blocking_callback();
-            let FaultTest { host, findings: mut found, .. } = running;
-            drop(host);
-            found.extend(blocking.map(|callback| {
-                let what = format!(
-                    "{callback} repeatedly blocks the event loop, and all connections of its worker wait: use the blocking \
-                     style, or a thread; further tests were skipped"
-                );
-                Finding::warning("blocking-call", what)
-            }));
-            for finding in found.into_iter().chain(orphans()) {
-                if !findings.iter().any(|known| general(&known.message) == general(&finding.message)) {
-                    findings.push(finding);
-                }
+    for (rule, fail_every, test) in FAULTS {
+        let dir = dir.join(format!("{rule}.{fail_every}"));
+        let is_debugged = false;
+        let served = Served { object, name, options: &options, config, is_debugged, fail_every, confinement };
+        let mut host = Host::new(&dir, served)?;
+        let mut running = match host.start() {
+            // Without room or memory a handler may refuse to start.
+            Err(_) if fail_every > 0 => continue,
+            Err(why) => return Err(why),
+            Ok(()) => FaultTest { host, target: format!("/{name}"), findings: Vec::new() },
+        };
+        let result = test(&mut running).and_then(|()| running.host.turn()).and_then(|()| running.host.stop());
+        running.note(rule, result.err());
+        let blocking = running.host.blocking_callback();
+        let FaultTest { host, findings: mut found, .. } = running;
+        drop(host);
+        found.extend(blocking.map(|callback| {
+            let what = format!(
+                "{callback} repeatedly blocks the event loop, and all connections of its worker wait: use the blocking \
+                 style, or a thread; further tests were skipped"
+            );
+            Finding::warning("blocking-call", what)
+        }));
+        for finding in found.into_iter().chain(orphans()) {
+            if !findings.iter().any(|known| general(&known.message) == general(&finding.message)) {
+                findings.push(finding);
             }
-            if blocking.is_some() {
-                return Ok(findings);
-            }
+        }
+        if blocking.is_some() {
+            break;
         }
     }
     Ok(findings)
 }
 
 /// Kills processes that the handler has left behind.
-pub fn orphans() -> Option<Finding> {
+fn orphans() -> Option<Finding> {
     let count = process::kill_children();
     let what = format!("leaves {count} processes behind: end them, and wait for them, in on_worker_stop");
     (count > 0).then(|| Finding::warning("processes", what))

@@ -20,7 +20,7 @@ use crate::ffi::raw;
 use crate::handlers::message::{Offer, Request};
 use crate::handlers::probe::Report;
 use crate::handlers::probes::{own, probe};
-use crate::handlers::scan::{self, SUFFIX, Scan};
+use crate::handlers::scan::{self, SUFFIX, Scan, is_path_byte};
 use crate::kit::host::process;
 
 /// The options of the command.
@@ -49,8 +49,9 @@ pub struct Finding {
     message: String,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, strum::Display)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 enum Level {
     Note,
     Warning,
@@ -186,9 +187,12 @@ fn resource(file: &Path, config: Option<&Config>) -> String {
 /// Findings about the file's name and the table.
 fn table_findings(file: &Path, offer: &Offer) -> Vec<Finding> {
     let mut findings = Vec::new();
-    if !file.as_os_str().as_encoded_bytes().ends_with(SUFFIX.as_bytes()) {
+    let name = file.file_name().unwrap_or_default().as_encoded_bytes();
+    if !name.ends_with(SUFFIX.as_bytes()) {
         let what = format!("its name does not end in {SUFFIX}: a server will not find it");
         findings.push(Finding::note("name", what));
+    } else if !name.iter().copied().all(is_path_byte) {
+        findings.push(Finding::note("name", "no request can name it: a server will not serve it"));
     }
     let ((_, minor), ours) = (offer.abi_version(), raw::WS_ABI & 0xffff);
     if minor > ours {
@@ -206,15 +210,14 @@ fn table_findings(file: &Path, offer: &Offer) -> Vec<Finding> {
         );
         findings.push(Finding::warning("table", what));
     }
-    let strange: &[&str] = match offer.style {
-        Style::Blocking => &["on_writable", "on_drain"],
-        Style::Event => &[],
-    };
-    for callback in offer.callbacks.iter().filter(|callback| strange.contains(&callback.as_str())) {
+    let is_blocking = offer.style == Style::Blocking;
+    let is_strange =
+        |callback: &&String| is_blocking && matches!(callback.as_str(), "on_writable" | "on_drain");
+    for callback in offer.callbacks.iter().filter(is_strange) {
         let what = format!("{callback} is never called in the {} style: see ws_receive()", offer.style);
         findings.push(Finding::warning("style", what));
     }
-    if offer.style == Style::Event && offer.flags & raw::WS_RESUMABLE != 0 {
+    if !is_blocking && offer.flags & raw::WS_RESUMABLE != 0 {
         let what = "WS_RESUMABLE has no effect in the event style: its connections can always move";
         findings.push(Finding::note("style", what));
     }
@@ -237,11 +240,6 @@ fn describe(Checked { file, report, findings, .. }: &Checked, out: &mut impl Wri
         writeln!(out, "    protocols  {}", or_none(offer.protocols.join(", ")))?;
     }
     for Finding { level, message, .. } in findings {
-        let level = match level {
-            Level::Note => "note",
-            Level::Warning => "warning",
-            Level::Fault => "fault",
-        };
         writeln!(out, "    {level:<10} {}", message.escape_debug())?;
     }
     Ok(())

@@ -149,8 +149,9 @@ impl Host {
         if let Some(fault) = faults.first() {
             return Err(fault.clone());
         }
-        let listener = listener::bind(&config.listen, &|_| Default::default()).ok();
-        let listener = listener.and_then(|mut all| all.pop()).ok_or("the host: cannot listen")?;
+        let bound = listener::bind(&config.listen, &|_| Default::default());
+        let mut listeners = bound.map_err(|error| format!("the host: {error}"))?;
+        let listener = listeners.pop().ok_or("the host: no address")?;
         let shared = Shared::create(SLOTS, &routes, (config.head.bytes, MESSAGE)).map_err(cannot)?;
         for slot in 0..SLOTS {
             shared.assign(slot, Place { pool: 0, number: slot as u16 }).map_err(cannot)?;

@@ -1,10 +1,13 @@
-//! The configuration of a host: the author's options, then the settings that the host needs, then the defaults.
+//! The configuration of a host: the settings that it needs, the author's options, then the defaults.
 
 use std::path::Path;
 
 use super::Served;
 use crate::config::Config;
 use crate::settings::{Values, resolve};
+
+/// What the host sets itself.
+const OWN: [&str; 4] = ["server_host", "websock_handlers", "log_file", "log_target"];
 
 /// Reads the configuration file of a server.
 pub fn read(file: &Path) -> Result<Config, String> {
@@ -20,20 +23,18 @@ pub fn config(dir: &Path, handlers: &Path, served: &Served<'_>) -> Result<Config
     for option in served.options {
         values.add_option(option).map_err(|error| error.to_string())?;
     }
-    let path = |path: &Path| path.display().to_string();
-    if served.is_debugged {
-        // A breakpoint may stop the worker for any time.
-        ["handler_timeout", "worker_timeout"].into_iter().for_each(|name| values.set(name, "0".to_owned()));
+    if let Some(name) = OWN.into_iter().find(|name| values.get(name).is_some()) {
+        return Err(values.wrong(name, "it cannot be set here").to_string());
     }
-    for (name, value) in [
-        ("workers", "1".to_owned()),
-        ("server_host", format!("unix:{}", path(&dir.join("socket")))),
-        ("websock_handlers", path(handlers)),
-        ("log_file", path(&dir.join("log"))),
-        ("strict_abi", "true".to_owned()),
-        ("quarantine_deaths", "0".to_owned()),
-    ] {
-        values.set(name, value);
+    let path = |path: &Path| path.display().to_string();
+    values.set("server_host", format!("unix:{}", path(&dir.join("socket"))));
+    values.set("websock_handlers", path(handlers));
+    values.set("log_file", path(&dir.join("log")));
+    // A breakpoint may stop the worker for any time.
+    let debugged = [("handler_timeout", "0"), ("worker_timeout", "0")];
+    let defaults = [("workers", "1"), ("strict_abi", "true"), ("quarantine_deaths", "0")];
+    for (name, value) in debugged.into_iter().filter(|_| served.is_debugged).chain(defaults) {
+        values.set(name, value.to_owned());
     }
     let (mut config, _) = resolve::load(values, None, None).map_err(|error| error.to_string())?;
     let resource = format!("/{}", served.name);

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 
 use super::interface::{CRATE, HEADERS};
+use super::{print, shell};
 use crate::exit::Exit;
 
 /// The command line.
@@ -44,32 +45,26 @@ type Template = (String, &'static str);
 
 impl New {
     /// Runs the command.
-    pub fn run(self) -> ExitCode {
-        match self.create() {
-            Ok(()) => {
-                let (dir, wshd) = (self.path.display(), this_program().unwrap_or("wshd".to_owned()));
-                println!("{dir}: created. To test it, and to serve it:\n\n    cd {dir}\n    make test");
-                println!("    {wshd} run {}\n", self.runs());
-                Exit::Ok.into()
-            }
-            Err(error) => {
-                eprintln!("wshd: {error}");
-                Exit::Refused.into()
-            }
-        }
+    pub fn run(self) -> Result<ExitCode, String> {
+        let dir = self.path.display();
+        fs::create_dir(&self.path).map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => format!("{dir} exists: choose another name"),
+            _ => format!("{dir}: {error}"),
+        })?;
+        self.fill_directory().inspect_err(|_| {
+            let _ = fs::remove_dir_all(&self.path); // it was created above
+        })?;
+        let (quoted, wshd) =
+            (shell::quoted(&dir.to_string()), this_program().map_err(|why| why.to_string())?);
+        print(&format!("{dir}: created. To test it, and to serve it:\n\n    cd {quoted}\n    make test"));
+        print(&format!("    {} run {}\n", shell::quoted(&wshd), self.runs()));
+        Ok(Exit::Ok.into())
     }
 
-    fn create(&self) -> Result<(), String> {
-        let dir = &self.path;
-        fs::create_dir(dir).map_err(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists => {
-                format!("{} exists: choose another name", dir.display())
-            }
-            _ => format!("{}: {error}", dir.display()),
-        })?;
-        let words = self.words().map_err(|error| format!("{}: {error}", dir.display()))?;
+    fn fill_directory(&self) -> Result<(), String> {
+        let words = self.words().map_err(|error| format!("{}: {error}", self.path.display()))?;
         for (path, text) in self.templates() {
-            let path = dir.join(path);
+            let path = self.path.join(path);
             write(&path, &fill(text, &words)).map_err(|error| format!("{}: {error}", path.display()))?;
         }
         Ok(())
@@ -135,7 +130,7 @@ impl New {
     }
 
     /// What stands for the words of the templates.
-    fn words(&self) -> io::Result<[(&'static str, String); 10]> {
+    fn words(&self) -> io::Result<[(&'static str, String); 11]> {
         let (language, vendored, compiler) = match self.lang {
             Lang::C => ("C", "include/ws_handler.h", "cc"),
             Lang::Cpp => ("C++", "include/", "c++"),
@@ -145,17 +140,20 @@ impl New {
             Style::Events => "event",
             Style::Blocking => "blocking",
         };
+        let dir = std::path::absolute(&self.path)?;
+        let wshd = shell::quoted(&this_program()?);
         Ok([
             ("@NAME@", self.name()),
             ("@IDENT@", self.name().replace('-', "_")),
             ("@SOURCE@", self.source()),
             ("@RUN@", self.runs()),
-            ("@DIR@", std::path::absolute(&self.path)?.to_string_lossy().into_owned()),
+            ("@DIR_IN_JSON@", serde_json::Value::from(dir.to_string_lossy()).to_string()),
             ("@LANGUAGE@", language.to_owned()),
             ("@STYLE@", style.to_owned()),
             ("@VENDORED@", vendored.to_owned()),
             ("@COMPILER@", compiler.to_owned()),
-            ("@WSHD@", this_program()?),
+            ("@WSHD_IN_MAKE@", wshd.replace('$', "$$").replace('#', "\\#")),
+            ("@WSHD@", wshd),
         ])
     }
 }
@@ -218,7 +216,7 @@ mod tests {
     fn all_words_of_all_templates_are_filled_in() {
         for lang in Lang::value_variants() {
             for style in Style::value_variants() {
-                let new = New { path: "a/my-chat".into(), lang: *lang, style: *style };
+                let new = New { path: "a \"$b\"/my-chat".into(), lang: *lang, style: *style };
                 let words = new.words().unwrap();
                 for (path, text) in
                     new.templates().into_iter().filter(|(path, _)| !path.contains("ws-handler/"))
@@ -227,6 +225,10 @@ mod tests {
                     assert!(!text.contains('@') || path == "Makefile", "{path}: {text}");
                     assert!(path != "Makefile" || text.contains("WSHD = "), "{text}");
                     assert!(!words.iter().any(|(word, _)| text.contains(word)), "{path}");
+                    if path.ends_with(".json") {
+                        let commands: serde_json::Value = serde_json::from_str(&text).unwrap();
+                        assert!(commands[0]["directory"].as_str().unwrap().ends_with("/a \"$b\"/my-chat"));
+                    }
                 }
             }
         }

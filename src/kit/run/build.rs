@@ -1,5 +1,6 @@
 //! Builds the shared object of a handler: kind of source, compiler, flags.
 
+use std::fmt::Display;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -7,6 +8,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 use toml::de::DeTable;
 
+use crate::handlers::scan::is_path_byte;
 use crate::kit::interface::HEADERS;
 
 /// The author's file.
@@ -26,45 +28,24 @@ enum Kind {
     Cargo,
 }
 
-/// Why there is no shared object.
-pub enum BuildError {
-    /// The compiler failed, and has printed why.
-    Compiler,
-    /// Another reason.
-    Other(String),
-}
+/// The compiler has failed, and has printed why.
+const FAILED: &str = "compilation failed";
 
 impl Source {
-    /// Determines the kind of the file.
-    pub fn new(path: &Path, scratch: &Path) -> Result<Self, String> {
-        let shown = path.display();
-        let path = path.canonicalize().map_err(|error| format!("{shown}: {error}"))?;
-        let scratch = scratch.to_owned();
-        if path.is_dir() {
-            let manifest = path.join("Cargo.toml");
-            let text = fs::read_to_string(&manifest).map_err(|error| {
-                format!("{}: {error}; a directory must have a Cargo.toml", manifest.display())
-            })?;
-            let name = package_name(&text).map_err(|why| format!("{}: {why}", manifest.display()))?;
-            return Ok(Source { kind: Kind::Cargo, path, name, scratch });
-        }
-        let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let (stem, extension) = file.rsplit_once('.').unwrap_or((&file, ""));
-        let kind = match extension {
-            "so" => Kind::Object,
-            "c" => Kind::C,
-            "cc" | "cpp" | "cxx" => Kind::Cpp,
-            _ => {
-                return Err(format!(
-                    "{shown}: expected NAME_wsh.so, .c, .cc, .cpp, .cxx or a Cargo directory"
-                ));
-            }
+    /// Determines the kind of the file, and its name; if it is a link, by that of the link.
+    pub fn new(given: &Path, scratch: &Path) -> Result<Self, String> {
+        let wrong = |why: String| format!("{}: {why}", given.display());
+        let path = given.canonicalize().map_err(|error| wrong(error.to_string()))?;
+        let (kind, name) = match path.is_dir() {
+            true => (Kind::Cargo, name_of_package(&path.join("Cargo.toml"))?),
+            false => name_of_file(given).map_err(wrong)?,
         };
-        let name = stem.strip_suffix("_wsh").filter(|name| !name.is_empty());
-        let name = name.ok_or_else(|| format!("{shown}: expected a name that ends in _wsh.{extension}"))?;
-        let name = name.to_owned();
-        write_headers(&scratch)?;
-        Ok(Source { kind, path, name, scratch })
+        if !name.bytes().all(is_path_byte) {
+            let why = "no request can name it: expected letters, digits and -._~!$&'()*+,;=:@ only";
+            return Err(wrong(why.to_owned()));
+        }
+        write_headers(scratch)?;
+        Ok(Source { kind, path, name, scratch: scratch.to_owned() })
     }
 
     /// The name of the resource.
@@ -74,22 +55,14 @@ impl Source {
 
     /// The directories to watch, and whether recursively.
     pub fn directories(&self) -> Vec<(PathBuf, bool)> {
-        let dir = self.path.parent().unwrap_or(Path::new("/")).to_owned();
-        match self.kind {
-            Kind::Object => vec![(dir, false)],
-            Kind::C | Kind::Cpp => {
-                let include = dir.join("include");
-                let mut all = vec![(dir, false)];
-                all.extend(include.is_dir().then_some((include, true)));
-                all
-            }
-            Kind::Cargo => {
-                let sources = self.path.join("src");
-                let mut all = vec![(self.path.clone(), false)];
-                all.extend(sources.is_dir().then_some((sources, true)));
-                all
-            }
-        }
+        let parent = self.path.parent().unwrap_or(Path::new("/"));
+        let (dir, below) = match self.kind {
+            Kind::Object => (parent, None),
+            Kind::C | Kind::Cpp => (parent, Some("include")),
+            Kind::Cargo => (self.path.as_path(), Some("src")),
+        };
+        let below = below.map(|name| dir.join(name)).filter(|dir| dir.is_dir());
+        [(dir.to_owned(), false)].into_iter().chain(below.map(|dir| (dir, true))).collect()
     }
 
     /// Returns whether a change of a file requires a build.
@@ -108,64 +81,82 @@ impl Source {
     }
 
     /// The shared object, compiled if needed. The compiler prints to standard error.
-    pub fn build(&self) -> Result<PathBuf, BuildError> {
+    pub fn build(&self) -> Result<PathBuf, String> {
         match self.kind {
             Kind::Object => Ok(self.path.clone()),
-            Kind::C => self.compile(("CC", "cc", "CFLAGS"), &["-Werror=implicit-function-declaration"]),
+            Kind::C => {
+                let flags = ["-Werror=implicit-function-declaration"];
+                self.compile("CC", compiler("CC", "cc"), "CFLAGS", &flags)
+            }
             Kind::Cpp => {
-                let compiler = words("CXX", "c++");
-                let unique = knows_no_gnu_unique(&compiler).then_some("-fno-gnu-unique");
-                self.compile(("CXX", "c++", "CXXFLAGS"), unique.as_slice())
+                let unique = knows_no_gnu_unique(compiler("CXX", "c++")).then_some("-fno-gnu-unique");
+                self.compile("CXX", compiler("CXX", "c++"), "CXXFLAGS", unique.as_slice())
             }
             Kind::Cargo => self.cargo(),
         }
     }
 
+    /// `variable` and `flags` are environment variables, with the compiler and options.
     fn compile(
         &self,
-        (variable, default, flags): (&str, &str, &str),
+        variable: &str,
+        mut compiler: Command,
+        flags: &str,
         more: &[&str],
-    ) -> Result<PathBuf, BuildError> {
-        let compiler = words(variable, default);
+    ) -> Result<PathBuf, String> {
         let object = self.scratch.join("built.so");
         let dir = self.path.parent().unwrap_or(Path::new("/"));
-        let (program, first) = compiler.split_first().ok_or(BuildError::Compiler)?;
-        let mut command = Command::new(program);
-        command.args(first).args([
-            "-O1",
-            "-g",
-            "-Wall",
-            "-Wextra",
-            "-fPIC",
-            "-shared",
-            "-fvisibility=hidden",
-        ]);
+        compiler.args(["-O1", "-g", "-Wall", "-Wextra", "-fPIC", "-shared", "-fvisibility=hidden"]);
         // The author's copy of the header takes precedence over the embedded one.
-        command.args(more).arg("-I").arg(dir.join("include")).arg("-I").arg(self.scratch.join("include"));
-        command.args(words("CPPFLAGS", "")).args(words(flags, "")).arg(&self.path).arg("-o").arg(&object);
-        command.args(words("LDFLAGS", "")).args(words("LDLIBS", ""));
-        let status = command.stdin(Stdio::null()).status().map_err(|error| {
-            BuildError::Other(format!(
-                "cannot run the compiler {program:?}: {error}; name another with {variable}"
-            ))
-        })?;
-        if status.success() { Ok(object) } else { Err(BuildError::Compiler) }
+        compiler.args(more).arg("-I").arg(dir.join("include")).arg("-I").arg(self.scratch.join("include"));
+        compiler.args(words("CPPFLAGS")).args(words(flags)).arg(&self.path).arg("-o").arg(&object);
+        compiler.args(words("LDFLAGS")).args(words("LDLIBS"));
+        match compiler.stdin(Stdio::null()).status() {
+            Ok(status) if status.success() => Ok(object),
+            Ok(_) => Err(FAILED.to_owned()),
+            Err(error) => {
+                let program = compiler.get_program();
+                Err(format!("cannot run the compiler {program:?}: {error}; name another with {variable}"))
+            }
+        }
     }
 
-    fn cargo(&self) -> Result<PathBuf, BuildError> {
+    fn cargo(&self) -> Result<PathBuf, String> {
         let mut command = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
         command.args(["build", "--message-format=json-render-diagnostics"]).current_dir(&self.path);
         let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
-        let output = output.map_err(|error| BuildError::Other(format!("cannot run cargo: {error}")))?;
+        let output = output.map_err(|error| format!("cannot run cargo: {error}"))?;
         if !output.status.success() {
-            return Err(BuildError::Compiler);
+            return Err(FAILED.to_owned());
         }
         let object = shared_object(&output.stdout, &self.path.join("Cargo.toml"));
         object.ok_or_else(|| {
             let what = "makes no shared object: expected crate-type = [\"cdylib\"] in its [lib]";
-            BuildError::Other(format!("{} {what}", self.path.display()))
+            format!("{} {what}", self.path.display())
         })
     }
+}
+
+/// The kind of a file, and its name without `_wsh`.
+fn name_of_file(path: &Path) -> Result<(Kind, String), String> {
+    let file = path.file_name().unwrap_or_default().to_string_lossy();
+    let (stem, extension) = file.rsplit_once('.').unwrap_or((&file, ""));
+    let kind = match extension {
+        "so" => Kind::Object,
+        "c" => Kind::C,
+        "cc" | "cpp" | "cxx" => Kind::Cpp,
+        _ => return Err("expected NAME_wsh.so, .c, .cc, .cpp, .cxx or a Cargo directory".to_owned()),
+    };
+    let name = stem.strip_suffix("_wsh").filter(|name| !name.is_empty());
+    let name = name.ok_or_else(|| format!("expected a name that ends in _wsh.{extension}"))?;
+    Ok((kind, name.to_owned()))
+}
+
+fn name_of_package(manifest: &Path) -> Result<String, String> {
+    let wrong = |why: &dyn Display| format!("{}: {why}", manifest.display());
+    let text = fs::read_to_string(manifest)
+        .map_err(|error| wrong(&format!("{error}; a directory must have a Cargo.toml")))?;
+    package_name(&text).map_err(|why| wrong(&why))
 }
 
 /// Writes the embedded headers, for sources without their own copy.
@@ -176,20 +167,26 @@ fn write_headers(scratch: &Path) -> Result<(), String> {
     written.map_err(|error| format!("{}: {error}", dir.display()))
 }
 
-/// The words of an environment variable.
-fn words(variable: &str, default: &str) -> Vec<String> {
-    let text = std::env::var(variable).unwrap_or_else(|_| default.to_owned());
+/// The words of an environment variable; none if it is not set.
+fn words(variable: &str) -> Vec<String> {
+    let text = std::env::var(variable).unwrap_or_default();
     text.split_whitespace().map(str::to_owned).collect()
+}
+
+/// The compiler that an environment variable names, with its first options.
+fn compiler(variable: &str, default: &str) -> Command {
+    let mut words = words(variable).into_iter();
+    let mut command = Command::new(words.next().unwrap_or_else(|| default.to_owned()));
+    command.args(words);
+    command
 }
 
 /// Whether this C++ compiler has -fno-gnu-unique, which keeps statics of templates apart from those of other handlers.
 /// g++ has it; clang++ does not share them anyway.
-fn knows_no_gnu_unique(compiler: &[String]) -> bool {
-    let Some((program, first)) = compiler.split_first() else { return false };
-    let mut command = Command::new(program);
-    command.args(first).args(["-Werror", "-fno-gnu-unique", "-x", "c++", "-E", "/dev/null"]);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    command.status().is_ok_and(|status| status.success())
+fn knows_no_gnu_unique(mut compiler: Command) -> bool {
+    compiler.args(["-Werror", "-fno-gnu-unique", "-x", "c++", "-E", "/dev/null"]);
+    compiler.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    compiler.status().is_ok_and(|status| status.success())
 }
 
 /// The resource of a package: its name, without `-wsh`.
@@ -239,11 +236,14 @@ mod tests {
     #[test]
     fn files_that_are_not_handlers_are_refused() {
         let dir = tempfile::tempdir().unwrap();
-        for name in ["chat.c", "chat_wsh.py", "_wsh.c"] {
+        for name in ["chat.c", "chat_wsh.py", "_wsh.c", "my chat_wsh.c"] {
             let path = dir.path().join(name);
             fs::write(&path, "").unwrap();
             assert!(Source::new(&path, dir.path()).err().unwrap().contains("expected"), "{name}");
         }
+        let link = dir.path().join("chat_wsh.so");
+        std::os::unix::fs::symlink(dir.path().join("chat.c"), &link).unwrap();
+        assert_eq!(Source::new(&link, dir.path()).unwrap().name(), "chat");
         assert!(
             Source::new(&dir.path().join("no_wsh.c"), dir.path()).err().unwrap().contains("No such file")
         );

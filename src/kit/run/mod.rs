@@ -8,14 +8,14 @@ mod slow;
 mod watch;
 
 use std::fs::{self, Permissions};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, SyncSender};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use clap::Args;
@@ -23,21 +23,26 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use self::build::{BuildError, Source};
+use self::build::Source;
 use crate::clock;
 use crate::exit::Exit;
 use crate::kit::host::process;
+use crate::kit::{complain, print};
 use crate::time::Instant;
 
 /// Files that are saved together are compiled together.
 const QUIET: Duration = Duration::from_millis(50);
 /// Maximum queued events, while a compiler runs. If the queue is full the threads wait, and the server drops log lines.
 const EVENTS_MAX: usize = 1000;
+/// Interval of polling the end of its streams.
+const POLL: Duration = Duration::from_millis(5);
 /// Callbacks on the event loop that take longer are reported.
 const SLOW: Duration = Duration::from_millis(50);
 
 /// Default settings: errors of the handler abort the worker, and a handler that crashes is not quarantined.
-const DEFAULTS: [&str; 2] = ["strict_abi=true", "quarantine_deaths=0"];
+const DEFAULTS: [&str; 3] = ["workers=1", "strict_abi=true", "quarantine_deaths=0"];
+/// Time for the last lines of the server after its end: its descendants may keep the streams open.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// The command line.
 #[derive(Debug, Args)]
@@ -68,17 +73,7 @@ enum Event {
 
 impl Run {
     /// Runs the command.
-    pub fn run(self) -> ExitCode {
-        match self.serve() {
-            Ok(status) => status,
-            Err(error) => {
-                eprintln!("wshd: {error}");
-                Exit::Config.into()
-            }
-        }
-    }
-
-    fn serve(&self) -> Result<ExitCode, String> {
+    pub fn run(&self) -> Result<ExitCode, String> {
         let directory = tempfile::Builder::new().prefix("wshd-run.").tempdir();
         let directory = directory.map_err(|error| format!("temporary directory: {error}"))?;
         let source = Source::new(&self.file, directory.path())?;
@@ -130,18 +125,14 @@ impl Session<'_> {
     fn build(&mut self) -> Result<(), String> {
         let installed = self.source.build().and_then(|object| {
             let served = self.handlers().join(format!("{}_wsh.so", self.source.name()));
-            install(&object, &served)
-                .map_err(|error| BuildError::Other(format!("{}: {error}", served.display())))
+            install(&object, &served).map_err(|error| format!("copying {}: {error}", object.display()))
         });
         match (installed, self.server) {
             (Ok(()), None) => self.server = Some(self.start().map_err(of_server)?),
             (Ok(()), Some(pid)) if self.is_ready => drop(kill(pid, Signal::SIGHUP)),
             (Ok(()), Some(_)) => self.is_newer = true,
-            (Err(BuildError::Compiler), Some(_)) => {
-                eprintln!("wshd: compilation failed; the previous version stays in service");
-            }
-            (Err(BuildError::Compiler), None) => eprintln!("wshd: compilation failed; waiting for a change"),
-            (Err(BuildError::Other(why)), _) => eprintln!("wshd: {why}"),
+            (Err(why), Some(_)) => complain(&format!("{why}; the previous version stays in service")),
+            (Err(why), None) => complain(&format!("{why}; waiting for a change")),
         }
         Ok(())
     }
@@ -157,7 +148,7 @@ impl Session<'_> {
     fn start(&self) -> io::Result<Pid> {
         fs::create_dir_all(self.handlers())?;
         let mut command = Command::new(std::env::current_exe()?);
-        command.args(["--workers", "1", "--port", &self.run.port.to_string()]);
+        command.args(["--port", &self.run.port.to_string()]);
         command.arg("--websock-handlers").arg(self.handlers()).arg("--control-socket").arg(self.control());
         let given = &self.run.option;
         let is_given = |default: &&str| given.iter().any(|option| name_of(option) == name_of(default));
@@ -169,29 +160,34 @@ impl Session<'_> {
         process::end_with_parent(&mut command);
         let mut child = command.spawn()?;
         let pid = Pid::from_raw(child.id().cast_signed());
-        if let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) {
-            lines(stdout, self.sender.clone(), Event::Output);
-            lines(stderr, self.sender.clone(), Event::Log);
-        }
+        let stdout = child.stdout.take().map(|stdout| lines(stdout, self.sender.clone(), Event::Output));
+        let stderr = child.stderr.take().map(|stderr| lines(stderr, self.sender.clone(), Event::Log));
         let sender = self.sender.clone();
-        thread::spawn(move || sender.send(Event::Ended(child.wait())));
+        thread::spawn(move || {
+            let status = child.wait();
+            let limit = clock::now() + LAST_LINES;
+            while [&stdout, &stderr].into_iter().flatten().any(|stream| !stream.is_finished())
+                && clock::now() < limit
+            {
+                thread::sleep(POLL);
+            }
+            sender.send(Event::Ended(status))
+        });
         Ok(pid)
     }
 
     /// Prints a line of standard output. The first one is the server's ready line, others are from the handler.
     fn output(&mut self, line: &str) {
-        let mut out = io::stdout(); // its reader may have gone
-        let _ = writeln!(out, "{line}");
+        print(line);
         if let Some(rest) = line.strip_prefix("wshd: ready on ").filter(|_| !self.is_ready) {
             let address = rest.split([',', ' ']).next().unwrap_or_default();
-            let _ = writeln!(out, "wshd: serving ws://{address}/{}, Ctrl-C stops", self.source.name());
+            print(&format!("wshd: serving ws://{address}/{}, Ctrl-C stops", self.source.name()));
             self.is_ready = true;
             slow::watch(self.control(), SLOW, self.sender.clone());
             if let Some(pid) = self.server.filter(|_| self.is_newer) {
                 let _ = kill(pid, Signal::SIGHUP); // if it has ended, Event::Ended follows
             }
         }
-        let _ = out.flush();
     }
 }
 
@@ -202,10 +198,10 @@ fn of_server(error: io::Error) -> String {
 /// Converts the exit status of the server to that of this program.
 fn ended(status: ExitStatus) -> ExitCode {
     if let Some(signal) = status.signal() {
-        eprintln!("wshd: the server was killed by signal {signal}");
+        complain(&format!("the server was killed by signal {signal}"));
     }
     if status.code() == Some(Exit::Bind.code()) {
-        eprintln!("wshd: choose another port with --port; 0 picks a free one");
+        complain("choose another port with --port; 0 picks a free one");
     }
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     code.map_or(Exit::Internal.into(), ExitCode::from)
@@ -229,16 +225,19 @@ pub(super) fn install(object: &Path, served: &Path) -> io::Result<()> {
     fs::rename(&passing, served)
 }
 
-/// Starts a thread that sends each line as an event.
-fn lines(from: impl Read + Send + 'static, to: SyncSender<Event>, event: fn(String) -> Event) {
+/// Starts a thread that sends each line as an event. It ends with the stream.
+fn lines(
+    from: impl Read + Send + 'static,
+    to: SyncSender<Event>,
+    event: fn(String) -> Event,
+) -> JoinHandle<()> {
     thread::spawn(move || {
-        for line in BufReader::new(from).split(b'\n') {
-            let Ok(line) = line else { break };
+        for line in BufReader::new(from).split(b'\n').map_while(Result::ok) {
             if to.send(event(String::from_utf8_lossy(&line).into_owned())).is_err() {
                 break;
             }
         }
-    });
+    })
 }
 
 /// Makes stop signals events.

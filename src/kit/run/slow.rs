@@ -1,32 +1,27 @@
 //! Reports callbacks that block a worker's event loop. Samples over the control socket what the worker executes: a
 //! reported time is up to one interval too short.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::SyncSender;
 use std::thread;
 use std::time::Duration;
 
-use serde_json::Value;
-
 use super::Event;
-use crate::ctl::answer::{self, Executes, Status};
+use crate::ctl::answer::{Executes, Status};
+use crate::ctl::ask;
 use crate::ctl::request::Request;
-use crate::kit::control::ask;
 
 /// Time between two samples.
 const INTERVAL: Duration = Duration::from_millis(15);
-/// How long the server may take to answer.
-const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Starts a thread that sends a log line for each callback longer than `limit`. It ends with the server.
+/// Starts a thread that sends a log line for each callback longer than `limit`. It ends with this process.
 pub fn watch(control: PathBuf, limit: Duration, sender: SyncSender<Event>) {
     thread::spawn(move || {
         let mut seen: Option<Executes> = None;
-        while let Ok(now) = executes(&control) {
-            let (lines, next) = step(seen.take(), now, limit.as_secs_f64());
+        loop {
+            let (line, next) = step(seen, executes(&control), limit.as_secs_f64());
             seen = next;
-            if lines.into_iter().any(|line| sender.send(Event::Log(line)).is_err()) {
+            if line.is_some_and(|line| sender.send(Event::Log(line)).is_err()) {
                 break;
             }
             thread::sleep(INTERVAL);
@@ -58,15 +53,10 @@ fn line(executed: &Executes) -> String {
     )
 }
 
-fn executes(control: &Path) -> io::Result<Option<Executes>> {
-    let bytes = ask(control, &Request::Status {}, TIMEOUT)?;
-    let result: Value = match answer::read(&bytes) {
-        Some(Ok(result)) => result,
-        Some(Err(error)) => return Err(io::Error::other(error)),
-        None => return Err(io::ErrorKind::InvalidData.into()),
-    };
-    let status: Status = serde_json::from_value(result)?;
-    Ok(status.workers.into_iter().chain(status.leaving).find_map(|worker| worker.executes))
+/// The present call; none if the server does not answer, as while the machine sleeps.
+fn executes(control: &Path) -> Option<Executes> {
+    let status: Status = serde_json::from_value(ask(control, &Request::Status {}).ok()?).ok()?;
+    status.workers.into_iter().chain(status.leaving).find_map(|worker| worker.executes)
 }
 
 #[cfg(test)]

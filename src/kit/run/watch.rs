@@ -1,6 +1,5 @@
 //! Watches the source files of a handler.
 
-use std::path::Path;
 use std::sync::mpsc::SyncSender;
 
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
@@ -13,9 +12,10 @@ pub fn start(source: &Source, sender: SyncSender<Event>) -> Result<RecommendedWa
     let directories = source.directories();
     let concerns = source.filter();
     let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        // An error is a queue overflow: something has changed.
-        let has_changed = event.is_ok_and(|event| {
-            !matches!(event.kind, EventKind::Access(_)) && event.paths.iter().any(|path| concerns(path))
+        // After an error, and if events are missing, something may have changed.
+        let has_changed = event.map_or(true, |event| {
+            let is_change = !matches!(event.kind, EventKind::Access(_));
+            event.need_rescan() || is_change && event.paths.iter().any(|path| concerns(path))
         });
         if has_changed {
             let _ = sender.send(Event::Changed); // fails only at the end of the program
@@ -24,11 +24,8 @@ pub fn start(source: &Source, sender: SyncSender<Event>) -> Result<RecommendedWa
     let mut watcher: RecommendedWatcher = watcher.map_err(|error| format!("watching files: {error}"))?;
     for (directory, is_recursive) in directories {
         let mode = if is_recursive { RecursiveMode::Recursive } else { RecursiveMode::NonRecursive };
-        watch(&mut watcher, &directory, mode)?;
+        let watched = watcher.watch(&directory, mode);
+        watched.map_err(|error| format!("watching {}: {error}", directory.display()))?;
     }
     Ok(watcher)
-}
-
-fn watch(watcher: &mut RecommendedWatcher, directory: &Path, mode: RecursiveMode) -> Result<(), String> {
-    watcher.watch(directory, mode).map_err(|error| format!("watching {}: {error}", directory.display()))
 }

@@ -18,33 +18,36 @@ const SHOWN: usize = 200;
 
 /// Why a step failed.
 #[derive(Debug)]
-pub enum Failure {
-    /// Something else was received.
-    Other {
-        /// By the script.
-        expected: String,
-        /// Received.
-        got: String,
-    },
-    /// It is not possible.
-    Cannot(String),
-    /// The worker died: how, and what was expected, if anything.
-    Died(String, Option<String>),
+pub struct Failure {
+    /// By the script, if it expected something.
+    expected: Option<String>,
+    /// The subject of `what`: `got`, `cannot`, or `worker` if it has died.
+    subject: &'static str,
+    what: String,
 }
 
 impl Failure {
+    fn other(expected: impl Into<String>, got: impl Into<String>) -> Self {
+        Failure { expected: Some(expected.into()), subject: "got", what: got.into() }
+    }
+
+    fn cannot(why: String) -> Self {
+        Failure { expected: None, subject: "cannot", what: why }
+    }
+
+    fn died(how: String) -> Self {
+        Failure { expected: None, subject: "worker", what: how }
+    }
+
     /// The lines to print.
     pub fn text(&self) -> String {
-        match self {
-            Failure::Other { expected, got } => format!("    expected  {expected}\n    got       {got}"),
-            Failure::Cannot(why) => format!("    cannot    {why}"),
-            Failure::Died(how, None) => format!("    worker    {how}"),
-            Failure::Died(how, Some(expected)) => {
-                format!("    expected  {expected}\n    worker    {how}")
-            }
-        }
+        let expected = self.expected.as_ref().map_or(String::new(), |text| format!("    expected  {text}\n"));
+        format!("{expected}    {:<9} {}", self.subject, self.what)
     }
 }
+
+/// The result of a script: the line of the step that failed, and why.
+pub type Outcome = Result<(), (usize, Failure)>;
 
 /// A script that runs against a host.
 pub struct Conversation {
@@ -77,8 +80,8 @@ impl Conversation {
         }
     }
 
-    /// Runs the steps and stops the host. An error has the line of the step that failed.
-    pub fn run(mut self, host: &mut Host, steps: &[Step]) -> Result<(), (usize, Failure)> {
+    /// Runs the steps and stops the host.
+    pub fn run(mut self, host: &mut Host, steps: &[Step]) -> Outcome {
         self.discards =
             !steps.iter().any(|step| matches!(step.action, Action::Expect(_) | Action::Silence(_)));
         for step in steps {
@@ -86,12 +89,12 @@ impl Conversation {
         }
         self.peers.clear();
         let line = steps.last().map_or(0, |step| step.line);
-        host.turn().and_then(|()| host.stop()).map_err(|how| (line, Failure::Died(how, None)))
+        host.turn().and_then(|()| host.stop()).map_err(|how| (line, Failure::died(how)))
     }
 
     fn step(&mut self, host: &mut Host, Step { peer, action, .. }: &Step) -> Result<(), Failure> {
         if *peer != self.last {
-            host.turn().map_err(|how| Failure::Died(how, None))?;
+            host.turn().map_err(Failure::died)?;
             self.last.clone_from(peer);
         }
         match action {
@@ -100,10 +103,10 @@ impl Conversation {
             Action::At(time) => self.pass(host, time.saturating_sub(self.passed))?,
             Action::Move => {
                 let fds: Vec<_> = self.peers.values().filter_map(Peer::fd).collect();
-                host.move_connections(&fds).map_err(Failure::Cannot)?;
+                host.move_connections(&fds).map_err(Failure::cannot)?;
             }
             Action::Publish(topic, text) => {
-                host.publish(topic, text).map_err(|error| Failure::Cannot(format!("publish: {error}")))?;
+                host.publish(topic, text).map_err(|error| Failure::cannot(format!("publish: {error}")))?;
             }
             Action::Log(text) => self.log(host, text)?,
             Action::Open(opening) => self.open(host, peer, opening)?,
@@ -114,7 +117,7 @@ impl Conversation {
                     Ok(Some(got)) => describe(&got),
                     Err(got) => got,
                 };
-                return Err(Failure::Other { expected: format!("nothing for {duration:?}"), got });
+                return Err(Failure::other(format!("nothing for {duration:?}"), got));
             }
             other => {
                 let discards = self.discards;
@@ -132,9 +135,9 @@ impl Conversation {
         let own = format!("/{}", self.name);
         let target = opening.target.as_deref().unwrap_or(&own);
         let peer = Peer::request(&host.socket(), target, &opening.headers, self.timeout);
-        let mut peer = peer.map_err(Failure::Cannot)?;
+        let mut peer = peer.map_err(Failure::cannot)?;
         if !opening.is_late {
-            peer.settle().map_err(Failure::Cannot)?;
+            peer.settle().map_err(Failure::cannot)?;
         }
         self.peers.insert(name.to_owned(), peer);
         Ok(())
@@ -145,14 +148,14 @@ impl Conversation {
         if !self.peers.contains_key(name) {
             self.open(host, name, &Opening::default())?;
         }
-        self.peers.get_mut(name).ok_or_else(|| Failure::Cannot("no such peer".to_owned()))
+        self.peers.get_mut(name).ok_or_else(|| Failure::cannot("no such peer".to_owned()))
     }
 
     fn pass(&mut self, host: &mut Host, time: Duration) -> Result<(), Failure> {
         self.passed += time;
         let (peers, discards) = (&mut self.peers, self.discards);
         let passed = host.pass(time, || peers.values_mut().for_each(|peer| peer.read_available(discards)));
-        passed.map_err(|how| Failure::Died(how, None))
+        passed.map_err(Failure::died)
     }
 
     /// Waits for a line after the ones found before.
@@ -173,7 +176,7 @@ impl Conversation {
             self.peers.values_mut().for_each(|peer| peer.read_available(self.discards));
             if begun.elapsed() >= self.timeout {
                 let expected = format!("a line of the log with {text:?}");
-                return Err(Failure::Other { expected, got: format!("none within {:?}", self.timeout) });
+                return Err(Failure::other(expected, format!("none within {:?}", self.timeout)));
             }
             sleep(POLL);
         }
@@ -182,14 +185,12 @@ impl Conversation {
 
 /// Replaces the failure by the death of the worker, if it has died.
 fn explain(host: &mut Host, failure: Failure) -> Failure {
-    let expected = match &failure {
-        Failure::Other { expected, .. } => Some(expected.clone()),
-        Failure::Cannot(_) => None,
-        Failure::Died(..) => return failure,
-    };
+    if failure.subject == "worker" {
+        return failure;
+    }
     // Its peers may notice before the process has ended.
     match host.turn().err().or_else(|| host.death()) {
-        Some(how) => Failure::Died(how, expected),
+        Some(how) => Failure { expected: failure.expected, ..Failure::died(how) },
         None => failure,
     }
 }
@@ -197,45 +198,35 @@ fn explain(host: &mut Host, failure: Failure) -> Failure {
 /// Executes an action of one peer.
 fn act(peer: &mut Peer, action: &Action) -> Result<(), Failure> {
     match action {
-        Action::Send(content) => peer.send(content).map_err(Failure::Cannot),
-        Action::Vanish => {
-            peer.vanish();
-            Ok(())
-        }
-        Action::Stall(is_stalled) => {
-            peer.stall(*is_stalled);
-            Ok(())
-        }
+        Action::Send(content) => peer.send(content).map_err(Failure::cannot)?,
+        Action::Vanish => peer.vanish(),
+        Action::Stall(is_stalled) => peer.stall(*is_stalled),
         Action::Expect(expected) => match peer.next(expected) {
-            Ok(got) if is_same(&got, expected) => Ok(()),
-            Ok(got) => Err(Failure::Other { expected: describe(expected), got: describe(&got) }),
-            Err(got) => Err(Failure::Other { expected: describe(expected), got }),
+            Ok(got) if is_same(&got, expected) => {}
+            Ok(got) => return Err(Failure::other(describe(expected), describe(&got))),
+            Err(got) => return Err(Failure::other(describe(expected), got)),
         },
         Action::Status(status) => {
-            peer.settle().map_err(Failure::Cannot)?;
+            peer.settle().map_err(Failure::cannot)?;
             let got = peer.status();
-            let is_same = got == *status;
-            let (expected, got) = (format!("status {status}"), format!("status {got}"));
-            if is_same { Ok(()) } else { Err(Failure::Other { expected, got }) }
+            if got != *status {
+                return Err(Failure::other(format!("status {status}"), format!("status {got}")));
+            }
         }
         Action::Header(name, value) => {
-            peer.settle().map_err(Failure::Cannot)?;
+            peer.settle().map_err(Failure::cannot)?;
             let got: Vec<String> = peer.headers(name);
             let value = String::from_utf8_lossy(value.as_bytes());
-            match got.iter().any(|got| *got == value) {
-                true => Ok(()),
-                false if got.is_empty() => {
-                    Err(Failure::Other { expected: format!("{name}: {value}"), got: format!("no {name}") })
-                }
-                false => {
-                    let got = format!("{name}: {}", got.join(", "));
-                    Err(Failure::Other { expected: format!("{name}: {value}"), got })
-                }
+            if !got.iter().any(|got| *got == value) {
+                let got =
+                    if got.is_empty() { format!("no {name}") } else { format!("{name}: {}", got.join(", ")) };
+                return Err(Failure::other(format!("{name}: {value}"), got));
             }
         }
         // Not an action of a peer.
-        _ => Ok(()),
+        _ => {}
     }
+    Ok(())
 }
 
 /// Received messages are always whole.

@@ -6,6 +6,7 @@ mod script;
 
 use std::fs::File;
 use std::io::{Read, stdin};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
@@ -14,11 +15,12 @@ use std::time::Duration;
 
 use clap::Args;
 
-use self::conversation::{Conversation, Failure};
+use self::conversation::{Conversation, Outcome};
 use self::script::Step;
 use super::host::{Host, Served, settings};
-use super::run::build::{BuildError, Source};
+use super::run::build::Source;
 use super::value::time;
+use super::{complain, print};
 use crate::ctl::record::MAX_FILE;
 use crate::exit::Exit;
 use crate::worker;
@@ -58,19 +60,7 @@ pub struct Test {
 
 impl Test {
     /// Runs the command.
-    pub fn run(self) -> ExitCode {
-        match self.all() {
-            Ok(0) => Exit::Ok.into(),
-            Ok(_) => Exit::Check.into(),
-            Err(why) => {
-                eprintln!("wshd: {why}");
-                Exit::Config.into()
-            }
-        }
-    }
-
-    /// The number of scripts that failed.
-    fn all(&self) -> Result<usize, String> {
+    pub fn run(&self) -> Result<ExitCode, String> {
         if self.no_fork && self.scripts.len() > 1 {
             return Err("--no-fork: expected one script".to_owned());
         }
@@ -79,14 +69,11 @@ impl Test {
         let source = Source::new(&self.file, directory.path())?;
         let scripts = self.scripts.iter().map(|path| Ok((path, read(path)?)));
         let scripts = scripts.collect::<Result<Vec<_>, String>>()?;
-        let object = source.build().map_err(|error| match error {
-            BuildError::Compiler => format!("{}: compilation failed", self.file.display()),
-            BuildError::Other(why) => why,
-        })?;
+        let object = source.build().map_err(|why| format!("{}: {why}", self.file.display()))?;
         let config = self.config.as_deref().map(settings::read).transpose()?;
         let name = self.resource.as_deref().map_or(source.name(), |path| path.trim_start_matches('/'));
         let timeout = self.timeout.unwrap_or(if self.no_fork { AN_HOUR } else { TIMEOUT });
-        let mut failed = 0;
+        let mut exit = Exit::Ok;
         for (number, (path, steps)) in scripts.into_iter().enumerate() {
             // A new host for each: no script can depend on another.
             let dir = directory.path().join(number.to_string());
@@ -101,45 +88,43 @@ impl Test {
             };
             let mut host = Host::new(&dir, served)?;
             let conversation = Conversation::new(name, timeout);
-            let (outcome, log) = match self.no_fork {
-                true => run_here(host, conversation, steps.clone())?,
-                false => {
-                    host.start().map_err(|why| format!("{why}\n{}", host.log()))?;
-                    (conversation.run(&mut host, &steps), host.log())
-                }
+            let played = match self.no_fork {
+                true => play_here(&mut host, conversation, &steps),
+                false => host.start().map(|()| conversation.run(&mut host, &steps)),
             };
+            let log = host.log();
+            let outcome = played.map_err(|why| format!("{why}\n{log}"))?;
             let shown = path.display();
             match &outcome {
-                Ok(()) => println!("{shown}: passed, {} steps", steps.len()),
+                Ok(()) => print(&format!("{shown}: passed, {} steps", steps.len())),
                 Err((line, failure)) => {
-                    failed += 1;
-                    println!("{shown}:{line}: failed\n{}", failure.text());
+                    exit = Exit::Check;
+                    print(&format!("{shown}:{line}: failed\n{}", failure.text()));
                 }
             }
             // Warnings of the strict host are always shown.
             let is_warning = |line: &&str| [" warn ", " error "].iter().any(|level| line.contains(level));
             let is_shown = |line: &&str| self.verbose || outcome.is_err() || is_warning(line);
-            log.lines().filter(is_shown).for_each(|line| println!("    log       {line}"));
+            log.lines().filter(is_shown).for_each(|line| print(&format!("    log       {line}")));
         }
-        Ok(failed)
+        Ok(exit.into())
     }
 }
 
-/// The result of a script, and the log.
-type Outcome = (Result<(), (usize, Failure)>, String);
-
 /// Runs the worker on this thread, the main one, and the script on another.
-fn run_here(mut host: Host, conversation: Conversation, steps: Vec<Step>) -> Result<Outcome, String> {
-    eprintln!("wshd: the log is {}", host.log_file().display());
+fn play_here(host: &mut Host, conversation: Conversation, steps: &[Step]) -> Result<Outcome, String> {
+    complain(&format!("the log is {}", host.log_file().display()));
     let (start, has_left) = (host.start_here()?, host.has_left());
-    let script = thread::spawn(move || {
-        let outcome = host.wait_until_ready().map(|()| conversation.run(&mut host, &steps));
-        let _ = host.stop(); // there is no process that could have died
-        outcome.map(|outcome| (outcome, host.log()))
-    });
-    worker::run(start);
-    has_left.store(true, Ordering::Release);
-    script.join().map_err(|_| "the script has panicked".to_owned())?
+    thread::scope(|scope| {
+        let script = scope.spawn(|| {
+            let outcome = host.wait_until_ready().map(|()| conversation.run(host, steps));
+            let _ = host.stop(); // there is no process that could have died
+            outcome
+        });
+        let _ = catch_unwind(AssertUnwindSafe(|| worker::run(start))); // a panic has printed its message
+        has_left.store(true, Ordering::Release);
+        script.join().map_err(|_| "the script has panicked".to_owned())?
+    })
 }
 
 fn resource(path: &str) -> Result<String, String> {

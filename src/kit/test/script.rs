@@ -5,7 +5,7 @@ use std::time::Duration;
 use tungstenite::http::{HeaderName, HeaderValue};
 
 use crate::kit::peer::Content;
-use crate::kit::value::{size, time};
+use crate::kit::value::{self, size, time};
 
 /// A step of a script.
 #[derive(Clone, Debug, PartialEq)]
@@ -154,6 +154,10 @@ fn at<T>(part: &str, read: impl Fn(&str) -> Result<T, String>) -> Result<T, Wron
 }
 
 fn sent<'a>(peer: &str, text: &'a str, in_message: &mut Vec<String>) -> Result<Action, Wrong<'a>> {
+    // The connection ends, and with it an unfinished message.
+    if let ("open" | "request" | "vanish", _) = word(text) {
+        in_message.retain(|other| other != peer);
+    }
     let content = match word(text) {
         (how @ ("open" | "request"), target) if target.is_empty() || target.starts_with('/') => {
             let target = Some(target.to_owned()).filter(|target| !target.is_empty());
@@ -218,12 +222,7 @@ fn word(text: &str) -> (&str, &str) {
 }
 
 fn header(line: &str) -> Result<(HeaderName, HeaderValue), Wrong<'_>> {
-    let line = line.trim_start();
-    let pair = line.split_once(':').and_then(|(name, value)| {
-        let value = HeaderValue::from_bytes(value.trim().as_bytes()).ok()?;
-        Some((name.trim().parse::<HeaderName>().ok()?, value))
-    });
-    pair.ok_or_else(|| (line, "expected NAME: VALUE".to_owned()))
+    at(line.trim_start(), value::header)
 }
 
 fn hex(digits: &str) -> Result<Vec<u8>, Wrong<'_>> {
@@ -359,12 +358,13 @@ mod tests {
         assert_eq!(one(">! large 2 binary"), Action::Send(Content::Binary(b"xx".to_vec())));
         let piece = Content::Fragment { bytes: vec![255], is_text: false, is_first: true, is_last: false };
         assert_eq!(one(">! binary fragment ff"), Action::Send(piece));
-        let pieces = actions(">! fragment a\n>! fragment b\n>! last c\n>! fragment d");
-        let flags = pieces.into_iter().map(|(_, action)| match action {
-            Action::Send(Content::Fragment { is_first, is_last, .. }) => (is_first, is_last),
-            other => panic!("{other:?}"),
+        let pieces =
+            actions(">! fragment a\n>! fragment b\n>! last c\n>! fragment d\n>! vanish\n>! fragment e");
+        let flags = pieces.into_iter().filter_map(|(_, action)| match action {
+            Action::Send(Content::Fragment { is_first, is_last, .. }) => Some((is_first, is_last)),
+            _ => None,
         });
-        assert!(flags.eq([(true, false), (false, false), (false, true), (true, false)]));
+        assert!(flags.eq([(true, false), (false, false), (false, true), (true, false), (true, false)]));
     }
 
     #[test]
