@@ -41,19 +41,19 @@ static LOOP_CALLS: AtomicU64 = AtomicU64::new(0);
 impl CallClock {
     /// Of the calling thread, which serves this connection.
     pub fn begin(handler: u16, conn: u64) -> &'static CallClock {
-        let clock = {
-            let mut clocks = clocks();
-            let free = clocks.iter().copied().find(|clock| clock.thread.load(Ordering::Relaxed) == 0);
-            free.unwrap_or_else(|| {
-                let made: &CallClock = Box::leak(Box::default());
-                clocks.push(made);
-                made
-            })
-        };
+        let mut clocks = clocks();
+        let free = clocks.iter().copied().find(|clock| clock.thread.load(Ordering::Relaxed) == 0);
+        let clock = free.unwrap_or_else(|| {
+            let made: &CallClock = Box::leak(Box::default());
+            clocks.push(made);
+            made
+        });
         clock.handler.store(handler, Ordering::Relaxed);
         clock.conn.store(conn, Ordering::Relaxed);
         clock.is_running.store(true, Ordering::Relaxed);
         clock.thread.store(gettid().as_raw(), Ordering::Release);
+        // From here on no other thread takes it for free.
+        drop(clocks);
         place::count_calls(&clock.calls);
         place::count_call();
         clock
@@ -219,6 +219,8 @@ fn clocks() -> MutexGuard<'static, Vec<&'static CallClock>> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
+
     use super::*;
 
     #[test]
@@ -232,6 +234,25 @@ mod tests {
         assert_eq!([tick(8, true), tick(8, true)], [0, 10]);
         tick(8, false);
         assert_eq!([tick(8, true), tick(8, true)], [0, 10]);
+    }
+
+    #[test]
+    fn threads_that_begin_at_once_have_a_clock_each() {
+        let barrier = Barrier::new(2);
+        let begin = || {
+            let clocks = (0..20_000).map(|_| {
+                barrier.wait();
+                let clock = CallClock::begin(0, 0);
+                barrier.wait();
+                clock.end();
+                std::ptr::from_ref(clock).addr()
+            });
+            clocks.collect::<Vec<_>>()
+        };
+        let [one, other] = std::thread::scope(|scope| {
+            [scope.spawn(begin), scope.spawn(begin)].map(|thread| thread.join().unwrap())
+        });
+        assert!(one.iter().zip(&other).all(|(one, other)| one != other));
     }
 
     #[test]
