@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::client::{BINARY, Raw};
+use crate::client::{self, BINARY, Raw};
 use crate::daemon::{Dir, Server, children, is_alive, until};
 use crate::fixtures::add_handler;
 
@@ -158,6 +158,25 @@ fn a_message_is_not_inserted_into_a_fragmented_one() {
     one.text("end");
     assert_eq!(one.next().unwrap().payload, b"gin");
     assert_eq!((one.next_text(), one.next_text()), ("x".to_owned(), "y".to_owned()));
+    drop((one, other));
+    server.stop();
+}
+
+/// Only what a connection sends matters, not what it receives.
+#[test]
+fn a_message_waits_for_the_end_of_a_fragmented_one_and_not_for_that_of_the_peer() {
+    let (_dir, mut server) = start(&["topics"], &["--workers", "1"]);
+    let (mut one, mut other) =
+        (Raw::open(&server.address(), "/topics"), Raw::open(&server.address(), "/topics"));
+    assert_eq!((one.ask("sub news"), other.ask("sub news")), ("sub 0".to_owned(), "sub 0".to_owned()));
+    one.text("begin");
+    assert_eq!(one.next().unwrap().payload, b"be");
+    other.text("quiet news x");
+    assert_eq!(other.next_text(), "x");
+    // Behind the command is the beginning of a message.
+    one.send(&[client::frame(client::TEXT, b"end"), client::frame(0x01, b"half")].concat());
+    assert_eq!(one.next().unwrap().payload, b"gin");
+    assert_eq!(one.next_text(), "x");
     drop((one, other));
     server.stop();
 }

@@ -311,8 +311,13 @@ impl Connection {
     pub fn is_movable(&self) -> bool {
         self.close_state == CloseState::Open
             && self.decoder.is_between_messages()
-            && self.outgoing().is_none()
+            && self.is_between_sends()
             && self.deflate.as_deref().is_none_or(Deflate::movable)
+    }
+
+    /// No message is partly sent.
+    pub fn is_between_sends(&self) -> bool {
+        self.rare.as_ref().is_none_or(|rare| rare.outgoing.is_none())
     }
 
     /// Octets of the present frame's payload that are still to come.

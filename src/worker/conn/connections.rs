@@ -34,7 +34,7 @@ use crate::worker::conn::record::Record;
 use crate::worker::conn::recorder::Recorder;
 use crate::worker::conn::send_queue::QueuePool;
 use crate::worker::conn::sending::counted_of;
-use crate::worker::conn::table::{Conn, Table};
+use crate::worker::conn::table::{Conn, PartialHead, Table};
 use crate::worker::conn::turn::TurnQueue;
 
 /// How long the send queue may wait where no Pings say what a silent peer is.
@@ -213,8 +213,13 @@ impl Conns {
         conn.open().map(|open| f(handler, open))
     }
 
+    /// Runs with the request head of a connection, as long as it is read.
+    pub fn with_head<R>(&self, id: u64, f: impl FnOnce(&mut PartialHead) -> R) -> Option<R> {
+        self.core.borrow_mut().table.get(id).and_then(Conn::head).map(f)
+    }
+
     pub fn is_unfragmented(&self, id: u64) -> bool {
-        self.with_open(id, |_, open| open.proto.is_movable()) == Some(true)
+        self.with_open(id, |_, open| open.proto.is_between_sends()) == Some(true)
     }
 
     /// The channel to the thread of a blocking connection.

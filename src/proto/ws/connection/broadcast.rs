@@ -107,7 +107,7 @@ impl Connection {
         codecs: &mut Codecs,
     ) -> Result<Rc<SharedFrame>, SendError> {
         self.check_may_send()?;
-        if self.outgoing().is_some() {
+        if !self.is_between_sends() {
             return Err(SendError::WrongKind);
         }
         self.last_message = now;
