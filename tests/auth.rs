@@ -193,6 +193,26 @@ fn a_password_that_was_compared_in_vain_is_forgotten() {
 }
 
 #[test]
+fn the_addresses_of_one_client_have_the_room_of_one_address() {
+    // More than the 64 that an address may have compared at a time, although some are done before the last comes.
+    const CLIENTS: usize = 90;
+    let hash = user("", "secret", 8);
+    let users: String = (0..CLIENTS).map(|number| format!("user{number}{hash}")).collect();
+    let text = "workers = 1\ntrust_proxy = ['127.0.0.1']\nhtpasswd = 'DIR/users'\n";
+    let (mut server, _dir) = serve(&["echo"], &users, text);
+    let mut all: Vec<Raw> = (0..CLIENTS).map(|_| Raw::connect(&server.address())).collect();
+    for (number, raw) in all.iter_mut().enumerate() {
+        let credentials = basic(&format!("user{number}:secret"));
+        let client = format!("X-Forwarded-For: 2001:db8::{number:x}\r\n");
+        raw.send(format!("GET /echo HTTP/1.1\r\nHost: a\r\n{UPGRADE}{credentials}{client}\r\n").as_bytes());
+    }
+    let heads: Vec<String> = all.iter_mut().map(Raw::head).collect();
+    assert!(heads.iter().any(|head| head.starts_with("HTTP/1.1 503 ")), "{heads:?}");
+    drop(all);
+    server.stop();
+}
+
+#[test]
 fn correct_passwords_are_cached() {
     let users = user("ann", "secret", 10) + &user("bob", "secret", 10);
     let (mut server, _dir) = serve(&["echo"], &users, "workers = 1\nhtpasswd = 'DIR/users'\n");

@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::auth::{Check, Denied, Outcome, Policy, Proof, Recent, User};
 use crate::clock;
+use crate::fleet::memory::addresses::network_of;
 use crate::http;
 use crate::proto::http1::head::Head;
 use crate::worker::commands::queue::{CommandQueue, ThreadCommand};
@@ -70,8 +71,8 @@ impl Logins {
     /// Has a password compared for a connection of this client; false if there is no room, or no thread.
     fn begin(&self, id: u64, client: Option<SocketAddr>, check: Check, proof: Proof) -> bool {
         let waiting = &mut *self.waiting.borrow_mut();
-        let ip = |client: Option<SocketAddr>| client.map(|client| client.ip());
-        let is_same = |login: &&Login| client.is_some() && ip(login.client) == ip(client);
+        let network = |client: Option<SocketAddr>| client.map(|client| network_of(client.ip()));
+        let is_same = |login: &&Login| client.is_some() && network(login.client) == network(client);
         let of_address = waiting.values().filter(is_same).count();
         if waiting.len() >= WAITING || of_address >= WAITING / 4 {
             return false;
