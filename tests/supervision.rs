@@ -881,17 +881,21 @@ fn a_request_without_a_process_is_answered_in_time() {
     let config = dir.path().join("wshd.conf");
     let text = "[handler.\"/echo\"]\nisolation = \"connection\"\n[pool.echo]\nspare = 1\nprocesses = 1\n";
     std::fs::write(&config, text).unwrap();
-    let args = ["--config", config.to_str().unwrap(), "--workers", "1", "-o", "process_timeout=300ms"];
-    let mut server = Server::start(&dir, &args);
-    let url = format!("ws://{}/echo", server.address());
-    let first = tungstenite::connect(&url).unwrap();
-    let asked = Instant::now();
-    let error = tungstenite::connect(&url).unwrap_err().to_string();
-    assert!(error.contains("503"), "{error}");
-    assert!(asked.elapsed() >= Duration::from_millis(300), "{:?}", asked.elapsed());
-    drop(first);
-    drop(tungstenite::connect(&url).unwrap());
-    server.stop();
+    // Whichever time is over first.
+    for (process, handshake, least) in [("300ms", "10s", 300), ("10s", "1s", 1000)] {
+        let times = [format!("process_timeout={process}"), format!("handshake_timeout={handshake}")];
+        let args = ["--config", config.to_str().unwrap(), "--workers", "1", "-o", &times[0], "-o", &times[1]];
+        let mut server = Server::start(&dir, &args);
+        let url = format!("ws://{}/echo", server.address());
+        let first = tungstenite::connect(&url).unwrap();
+        let asked = Instant::now();
+        let error = tungstenite::connect(&url).unwrap_err().to_string();
+        assert!(error.contains("503"), "{error}");
+        assert!(asked.elapsed() >= Duration::from_millis(least), "{:?}", asked.elapsed());
+        drop(first);
+        drop(tungstenite::connect(&url).unwrap());
+        server.stop();
+    }
 }
 
 #[test]

@@ -101,10 +101,6 @@ impl Logins {
         }
         Ok(())
     }
-
-    pub fn is_waiting(&self, id: u64) -> bool {
-        self.waiting.borrow().contains_key(&id)
-    }
 }
 
 /// The next check of all threads, which is waited for.

@@ -398,15 +398,16 @@ impl Handshakes {
         if self.abandon(id).is_some() {
             return self.conns.reply(id, unavailable("the handler did not decide in time"));
         }
-        let has_begun = |head: &mut PartialHead| !head.read.is_empty();
-        let has_begun =
-            self.conns.core.borrow_mut().table.get(id).and_then(Conn::head).is_some_and(has_begun);
-        match has_begun {
-            true if self.logins.is_waiting(id) => {
-                self.conns.reply(id, unavailable("the password could not be compared in time"));
+        let parse = |head: &mut PartialHead| {
+            (!head.read.is_empty()).then(|| head::parse(&head.read, &self.conns.config.head))
+        };
+        match self.conns.with_head(id, parse).flatten() {
+            // It waits for a password to be compared, or for a process.
+            Some(Ok(Parsed::Head { .. })) => {
+                self.conns.reply(id, unavailable("the request could not be served in time"));
             }
-            true => self.conns.reply(id, http::error(408, "the request did not come in time", &[])),
-            false => self.conns.remove(id),
+            Some(_) => self.conns.reply(id, http::error(408, "the request did not come in time", &[])),
+            None => self.conns.remove(id),
         }
     }
 
