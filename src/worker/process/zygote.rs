@@ -78,7 +78,7 @@ pub fn serve_forks(mut start: Start, settle: &Settle) -> io::Result<Option<(Star
                 start.control.send_report(&Report::Closing { ticket, begun: false })?;
             }
             Ok(Some((Command::Begin, _))) => slot.set_state(State::Running),
-            Ok(Some((Command::Migrate { .. }, _))) => {
+            Ok(Some((Command::Migrate { .. } | Command::Drain, _))) => {
                 slot.set_state(State::Stopping);
                 start.control.send_report(&Report::Leaving)?;
                 break;
