@@ -192,7 +192,7 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
     });
     let scopes = routes.handlers().iter().map(|route| config.scope_of(&route.resource).to_owned()).collect();
     let subscriptions: &Subscriptions = leak(Subscriptions::new(scopes, config.topics, commands, metrics));
-    let link: &Link = leak(Link::new(conns, subscriptions, progress, presence.control, rendezvous));
+    let link: &Link = leak(Link::new(conns, subscriptions, progress, rendezvous));
     let descriptors = leak(Descriptors::new(slot, scoreboard));
     let share = FairShare { scoreboard, index, slot, connections: most };
     let acceptor = leak(Acceptor::new(&listeners, gateways, poll, descriptors, share));

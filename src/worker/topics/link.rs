@@ -14,7 +14,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 use crate::clock;
 use crate::fleet::sockets::bus_wire::{FORMAT, Form, Notice};
-use crate::fleet::sockets::control::{Channel, Report};
+use crate::fleet::sockets::control::Report;
 use crate::fleet::sockets::datagram;
 use crate::proto::ws::connection::{Broadcast, Kind};
 use crate::time::Instant;
@@ -50,7 +50,6 @@ pub struct Link {
     conns: &'static Conns,
     subscriptions: &'static Subscriptions,
     progress: &'static Progress,
-    control: &'static Channel,
     /// Where a bus, this one or the next, accepts connections of this pool.
     rendezvous: OwnedFd,
     connected: RefCell<Option<Connected>>,
@@ -66,14 +65,12 @@ impl Link {
         conns: &'static Conns,
         subscriptions: &'static Subscriptions,
         progress: &'static Progress,
-        control: &'static Channel,
         rendezvous: OwnedFd,
     ) -> Self {
         Link {
             conns,
             subscriptions,
             progress,
-            control,
             rendezvous,
             connected: RefCell::default(),
             delivery: RefCell::default(),
@@ -109,9 +106,7 @@ impl Link {
     fn serve_used(&self) -> bool {
         self.forget_gone();
         if self.connected.borrow().is_none() {
-            if self.conns.now() >= self.retry_at.get() {
-                self.connect();
-            }
+            self.connect();
             self.conns.life.request_chores(); // the next attempt
         }
         let until = clock::now() + SHARE;
@@ -122,14 +117,15 @@ impl Link {
 
     // ----------------------------------------------------------- connecting
 
+    /// Connects, if it is time to try.
     fn connect(&self) {
-        self.retry_at.set(self.conns.now() + RETRY);
+        let now = clock::now();
+        if now < self.retry_at.get() {
+            return;
+        }
+        self.retry_at.set(now + RETRY);
         match self.try_connect() {
-            Ok(()) => {
-                if let Err(error) = self.control.send_report(&Report::Topics) {
-                    log::warn!("cannot report to the supervisor: {error}");
-                }
-            }
+            Ok(()) => self.conns.presence.report(Report::Topics),
             // The bus has not accepted others yet.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             // The supervisor has died, which keeps the other end. There will be no bus, and this worker stops.
@@ -274,7 +270,8 @@ impl Link {
         let left_out = table.arrive(id, scope, &traveller.settle(seen), out.tail());
         if left_out > 0 {
             log::error!(
-                "connection {id:x}: lost {left_out} subscriptions: too many topics in this worker (topics_max)"
+                "connection {id:x}: lost {left_out} subscriptions: more than topics_per_connection, or than topics_max \
+                 in this worker"
             );
         }
         self.renew_record(id, table.export(id));
@@ -295,25 +292,19 @@ impl Link {
 
     /// Delivers until this time; true if messages may be left.
     fn deliver_until(&self, until: Instant) -> bool {
-        loop {
-            if !self.go_on_delivering(until) {
-                return true;
-            }
+        while self.go_on_delivering(until) {
             match self.next_notice() {
-                NextFrame::Done => {}
+                NextFrame::Done if clock::now() < until => {}
+                NextFrame::Done => return true,
                 NextFrame::Nothing => return false,
                 NextFrame::Ended => {
                     self.disconnect();
-                    if self.conns.now() >= self.retry_at.get() {
-                        self.connect();
-                    }
+                    self.connect();
                     return false;
                 }
             }
-            if clock::now() >= until {
-                return true;
-            }
         }
+        true
     }
 
     /// Handles the next frame of the bus; a message is only put into `delivery`.
