@@ -19,7 +19,7 @@ use crate::fleet::sockets::bus_wire::{
 use crate::proto::ws::utf8;
 use crate::worker::base::metrics::Metrics;
 use crate::worker::commands::queue::{CommandQueue, Counted, ThreadCommand};
-use crate::worker::topics::table::{Limits, SubscriptionTable};
+use crate::worker::topics::table::SubscriptionTable;
 use crate::worker::topics::travelling::Subscription;
 
 /// What threads share.
@@ -43,9 +43,9 @@ pub struct BusState {
 }
 
 impl BusState {
-    fn new(limits: Limits, last_number: u64, unpublished: &'static Count) -> Self {
+    fn new(bounds: TopicBounds, last_number: u64, unpublished: &'static Count) -> Self {
         BusState {
-            table: SubscriptionTable::new(limits),
+            table: SubscriptionTable::new(bounds),
             out: Outgoing::default(),
             socket: None,
             published: 0,
@@ -135,14 +135,12 @@ impl Subscriptions {
         commands: &'static CommandQueue,
         metrics: &'static Metrics,
     ) -> Self {
-        let limits =
-            Limits { per_connection: bounds.per_connection as usize, topics: bounds.topics as usize };
         let mut seed = [0; 8];
         // Without randomness the process and the time have to do.
         if rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::NONBLOCK) != Ok(8) {
             seed = (clock::now().as_nanos() ^ u64::from(std::process::id()) << 40).to_ne_bytes();
         }
-        let shared = Mutex::new(BusState::new(limits, u64::from_ne_bytes(seed), metrics.lane.unpublished()));
+        let shared = Mutex::new(BusState::new(bounds, u64::from_ne_bytes(seed), metrics.lane.unpublished()));
         Subscriptions { shared, scopes, bounds, commands, metrics, is_used: AtomicBool::new(false) }
     }
 
@@ -279,8 +277,8 @@ mod tests {
 
     #[test]
     fn a_new_bus_is_told_what_is_so_now_and_not_what_was_said_to_none() {
-        let limits = Limits { per_connection: 9, topics: 9 };
-        let mut shared = BusState::new(limits, 0, Box::leak(Box::default()));
+        let bounds = TopicBounds { per_connection: 9, topics: 9, ..TopicBounds::default() };
+        let mut shared = BusState::new(bounds, 0, Box::leak(Box::default()));
         let wanted = Subscription { from: 7, flags: 0 };
         let message = Publication { but: 0, kind: 1, compress: false, payload: b"x" };
         let BusState { table, out, .. } = &mut shared;

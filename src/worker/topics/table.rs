@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::ops::Bound;
 
+use crate::config::TopicBounds;
 use crate::fleet::sockets::bus_wire::{Form, Request, key_of, split_key};
 use crate::worker::conn::broadcasting::Sharing;
 use crate::worker::topics::topic::{Group, GroupState, Topic};
@@ -21,22 +22,13 @@ struct Member {
     missed: u64,
 }
 
-/// Bounds.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Topics of one connection.
-    pub per_connection: usize,
-    /// Topics of the worker.
-    pub topics: usize,
-}
-
 /// A bound was reached.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Full;
 
 /// See the module.
 pub struct SubscriptionTable {
-    limits: Limits,
+    bounds: TopicBounds,
     topics: HashMap<u32, Topic>,
     numbers: HashMap<Box<str>, u32>,
     members: HashMap<u64, Member>,
@@ -50,10 +42,9 @@ pub struct SubscriptionTable {
 }
 
 impl SubscriptionTable {
-    /// An empty one.
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(bounds: TopicBounds) -> Self {
         SubscriptionTable {
-            limits,
+            bounds,
             topics: HashMap::new(),
             numbers: HashMap::new(),
             members: HashMap::new(),
@@ -90,7 +81,8 @@ impl SubscriptionTable {
             return Ok(());
         }
         let count = member.map_or(0, |member| member.topics.len());
-        if count >= self.limits.per_connection || known.is_none() && self.topics.len() >= self.limits.topics {
+        let TopicBounds { per_connection, topics, .. } = self.bounds;
+        if count >= per_connection as usize || known.is_none() && self.topics.len() >= topics as usize {
             return Err(Full);
         }
         let topic = known.unwrap_or_else(|| self.add_topic(key));

@@ -11,7 +11,8 @@ struct Worker {
 
 impl Worker {
     fn new() -> Self {
-        Worker { table: SubscriptionTable::new(Limits { per_connection: 2, topics: 3 }), out: Vec::new() }
+        let bounds = TopicBounds { per_connection: 2, topics: 3, ..TopicBounds::default() };
+        Worker { table: SubscriptionTable::new(bounds), out: Vec::new() }
     }
 
     fn subscribe(&mut self, conn: u64, from: u64) -> Result<(), Full> {
