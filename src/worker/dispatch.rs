@@ -200,8 +200,8 @@ impl Worker {
     }
 
     pub fn read_head(&self, id: u64, bytes: &[u8]) {
-        if let Some(elsewhere) = self.handshakes.read_head(id, bytes) {
-            self.transfer.forward_request(id, &elsewhere);
+        if let Some((elsewhere, read)) = self.handshakes.read_head(id, bytes) {
+            self.transfer.forward_request(id, &elsewhere, &read);
         }
     }
 

@@ -1,17 +1,16 @@
 //! Where a request goes that does not get to a handler here, and what it gets if it does not become a WebSocket.
 
-use std::borrow::Cow;
 use std::time::SystemTime;
 
 use crate::auth::User;
 use crate::http::{self, Body, Response};
 
-/// A request that another process is to answer, with what was read of it from its first byte on.
-pub enum Elsewhere<'a> {
+/// Which other process is to answer a request.
+pub enum Elsewhere {
     /// This pool serves its handler.
-    Pool(usize, Cow<'a, [u8]>),
+    Pool(usize),
     /// It is for a program.
-    Program(Asked, Cow<'a, [u8]>),
+    Program(Asked),
 }
 
 pub struct Asked {
@@ -26,8 +25,7 @@ pub enum Unserved {
     Reply(Response),
     Answered,
     Waits,
-    /// It is for a program.
-    Program(Asked),
+    Elsewhere(Elsewhere),
 }
 
 impl From<Response> for Unserved {

@@ -42,9 +42,7 @@ impl Handshakes {
         listener: &ListenerSettings,
     ) -> Result<u64, Option<Socket>> {
         let id = self.add(socket)?;
-        if let Some(head) = self.conns.core.borrow_mut().table.get(id).and_then(Conn::head) {
-            head.console = listener.console;
-        }
+        self.conns.with_head(id, |head| head.console = listener.console);
         self.conns.edit_record(id, |record| {
             record.peer = arrival.peer.into();
             record.mark = permit.keep();
@@ -71,10 +69,10 @@ impl Handshakes {
         self.conns.add(Conn::new(socket, deadline))
     }
 
-    /// Continues with bytes of a request head. Returns a request that another pool is to answer.
-    pub fn read_head<'a>(&self, id: u64, received: &'a [u8]) -> Option<Elsewhere<'a>> {
-        let kept = |head: &mut PartialHead| std::mem::take(&mut head.read);
-        let mut kept = self.conns.core.borrow_mut().table.get(id).and_then(Conn::head).map(kept)?;
+    /// Continues with bytes of a request head. Returns a request that another process is to answer, with what was read
+    /// of it from its first byte on.
+    pub fn read_head<'a>(&self, id: u64, received: &'a [u8]) -> Option<(Elsewhere, Cow<'a, [u8]>)> {
+        let mut kept = self.conns.with_head(id, |head| std::mem::take(&mut head.read))?;
         // What has arrived from another process, or waits for a password, may be a whole head already.
         let seen = if received.is_empty() { 0 } else { kept.len() };
         // Usually the head comes at once, and is not copied.
@@ -86,9 +84,7 @@ impl Handshakes {
         };
         let all = read.len();
         let read = self.take_proxy_header(id, read)?;
-        if let Some(head) = self.conns.core.borrow_mut().table.get(id).and_then(Conn::head) {
-            head.takes_content = http::takes_content(&read);
-        }
+        self.conns.with_head(id, |head| head.takes_content = http::takes_content(&read));
         // Bytes behind a header of the PROXY protocol have not been searched.
         let seen = if read.len() == all { seen } else { 0 };
         match head::parse_more(&read, seen, &self.conns.config.head) {
@@ -100,12 +96,7 @@ impl Handshakes {
                     let resource = policy.map_or(head.resource().into(), |policy| policy.resource(&head));
                     self.conns.access_log.asked(id, &resource, is_upgrade(&head), &head);
                 }
-                let handler = match self.handler_of(id, &head) {
-                    Ok(handler) if self.handlers.pool_of(handler) != self.conns.presence.pool => {
-                        return Some(Elsewhere::Pool(self.handlers.pool_of(handler), read));
-                    }
-                    handler => handler,
-                };
+                let handler = self.handler_of(id, &head);
                 let rest = read.get(consumed..).unwrap_or_default();
                 match handler.and_then(|handler| self.begin(id, handler, head, rest)) {
                     Ok(()) | Err(Unserved::Answered) => {}
@@ -115,7 +106,7 @@ impl Handshakes {
                         self.conns.pause(id, Pause::Handshake);
                     }
                     Err(Unserved::Reply(reply)) => self.conns.reply(id, reply),
-                    Err(Unserved::Program(asked)) => return Some(Elsewhere::Program(asked, read)),
+                    Err(Unserved::Elsewhere(whom)) => return Some((whom, read)),
                 }
             }
             Err(bad) => self.conns.reply(id, bad.into()),
@@ -125,9 +116,7 @@ impl Handshakes {
 
     /// Whether the console is served to this client.
     fn shows_console(&self, id: u64, head: &Head) -> bool {
-        let rule = |head: &mut PartialHead| head.console;
-        let rule = self.conns.core.borrow_mut().table.get(id).and_then(Conn::head).map(rule);
-        match rule {
+        match self.conns.with_head(id, |head| head.console) {
             Some(Console::Always) => true,
             Some(Console::Local) => {
                 let is_here = self.conns.peer(id).is_some_and(|peer| peer.ip().to_canonical().is_loopback());
@@ -139,7 +128,7 @@ impl Handshakes {
         }
     }
 
-    /// The handler that a request is for, if it may have it.
+    /// The handler of this worker that a request is for, if it may have it.
     fn handler_of(&self, id: u64, head: &Head) -> Result<u16, Unserved> {
         if self.conns.life.is_stopping() {
             return Err(unavailable("the server is stopping").into());
@@ -156,19 +145,20 @@ impl Handshakes {
                 |path| self.conns.config.cgi.as_ref().is_some_and(|cgi| covers(&cgi.directories, path));
             if found.is_none() && is_program(head.path()) {
                 let resource = self.policy_of(None).map(|policy| policy.resource(head).into_owned());
-                return Err(Unserved::Program(Asked { user, resource }));
+                return Err(Unserved::Elsewhere(Elsewhere::Program(Asked { user, resource })));
             }
             self.record_user(id, user.as_ref());
             let console = self.shows_console(id, head);
             return Err(self.site.serve(head, found.is_some(), console, SystemTime::now()).into());
         };
         self.check_limits(id, handler, head)?;
-        // For handlers of this pool `begin` asks the breaker, and may let a probe through.
         let pool = self.handlers.pool_of(handler);
-        let breaker = self.breakers.get(pool, handler);
-        match breaker.and_then(|breaker| breaker.refusal(self.conns.now())) {
-            Some(seconds) if pool != self.conns.presence.pool => Err(quarantined(seconds).into()),
-            _ => Ok(handler),
+        if pool == self.conns.presence.pool {
+            return Ok(handler); // `begin` asks the breaker, and may let a probe through
+        }
+        match self.breakers.get(pool, handler).and_then(|breaker| breaker.refusal(self.conns.now())) {
+            Some(seconds) => Err(quarantined(seconds).into()),
+            None => Err(Unserved::Elsewhere(Elsewhere::Pool(pool))),
         }
     }
 

@@ -90,8 +90,8 @@ impl Transfer {
             record.cut();
             record.forget_head();
         }
-        if let Some(elsewhere) = self.handshakes.read_head(id, b"") {
-            self.forward_request(id, &elsewhere);
+        if let Some((elsewhere, read)) = self.handshakes.read_head(id, b"") {
+            self.forward_request(id, &elsewhere, &read);
         }
     }
 

@@ -58,14 +58,11 @@ impl Transfer {
 
     /// Hands a request over to the least loaded worker of the pool that serves it, or to the process that runs
     /// programs, with what was read of it.
-    pub fn forward_request(&self, id: u64, elsewhere: &Elsewhere<'_>) {
+    pub fn forward_request(&self, id: u64, elsewhere: &Elsewhere, read: &[u8]) {
         match elsewhere {
-            Elsewhere::Pool(pool, read) => {
-                if !self.try_forward(id, *pool, read) {
-                    self.wait_for_process(id, *pool, read);
-                }
-            }
-            Elsewhere::Program(asked, read) => self.forward_to_program(id, asked, read),
+            Elsewhere::Pool(pool) if self.try_forward(id, *pool, read) => {}
+            Elsewhere::Pool(pool) => self.wait_for_process(id, *pool, read),
+            Elsewhere::Program(asked) => self.forward_to_program(id, asked, read),
         }
     }
 

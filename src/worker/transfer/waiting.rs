@@ -5,7 +5,6 @@
 use std::time::Duration;
 
 use crate::time::Instant;
-use crate::worker::conn::table::{Conn, PartialHead};
 use crate::worker::handshake::outcome::unavailable;
 use crate::worker::transfer::Transfer;
 
@@ -51,9 +50,7 @@ impl Transfer {
         let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
         for one in waiting {
             let Waiting { id, pool, give_up } = one;
-            let read = |head: &mut PartialHead| head.read.clone();
-            let read = self.conns.core.borrow_mut().table.get(id).and_then(Conn::head).map(read);
-            let Some(read) = read else { continue };
+            let Some(read) = self.conns.with_head(id, |head| head.read.clone()) else { continue };
             if !full.contains(&pool) {
                 if self.try_forward(id, pool, &read) {
                     continue;
