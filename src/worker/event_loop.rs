@@ -114,7 +114,7 @@ impl Worker {
         self.conns.trim_memory();
         self.conns.metrics.lane.present().threads.set(self.session.threads.running().into());
         self.session.settle();
-        self.handshakes.watch_probes();
+        let has_probes = self.handshakes.watch_probes();
         let now = self.conns.now();
         traps::check_signals(now);
         let may_leave = self.may_leave();
@@ -122,7 +122,7 @@ impl Worker {
         let stop = self.conns.life.stop.get().map(|stop| stop.next(now));
         let others = [stop, arriving.then(|| now + ARRIVING), self.link.due()];
         let next = due.into_iter().chain(others).flatten().min();
-        let more = next.is_some() || self.handshakes.has_probes();
+        let more = next.is_some() || has_probes;
         let heartbeat = now + HEARTBEAT;
         self.conns.life.end_chores(next.map_or(heartbeat, |next| next.min(heartbeat)), more);
         may_leave

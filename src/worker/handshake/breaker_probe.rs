@@ -20,12 +20,6 @@ pub struct RunningProbe {
     open_since: Option<Instant>,
 }
 
-enum Finding {
-    Nothing,
-    Well,
-    Over,
-}
-
 impl Handshakes {
     /// Whether a request may get to its handler; else the seconds after which to try again.
     pub fn check_breaker(&self, handler: u16, conn: u64) -> Result<(), u64> {
@@ -43,44 +37,37 @@ impl Handshakes {
         }
     }
 
-    pub fn has_probes(&self) -> bool {
-        !self.probes.borrow().is_empty()
-    }
-
-    /// Checks the probes; in each turn of the loop while there are any.
-    pub fn watch_probes(&self) {
-        self.probes.borrow_mut().retain_mut(|probe| {
-            let finding = self.look_at(probe);
-            let breaker = self.breakers.get(self.conns.presence.pool, probe.handler);
-            match (finding, breaker) {
-                (Finding::Nothing, _) => return true,
-                (Finding::Over, Some(breaker)) => breaker.release(self.conns.presence.pid),
-                (Finding::Well, Some(breaker)) => {
-                    if breaker.close(self.conns.presence.pid, probe.until) {
-                        log::info!(
-                            "{}: probe succeeded; handler back in service",
-                            self.handlers.handler_name(probe.handler)
-                        );
-                    }
+    /// Checks the probes; in each turn of the loop while there are any, which is returned.
+    pub fn watch_probes(&self) -> bool {
+        let pid = self.conns.presence.pid;
+        let probes = &mut *self.probes.borrow_mut();
+        probes.retain_mut(|probe| {
+            let Some(has_succeeded) = self.outcome(probe) else { return true };
+            match self.breakers.get(self.conns.presence.pool, probe.handler) {
+                Some(breaker) if !has_succeeded => breaker.release(pid),
+                Some(breaker) if breaker.close(pid, probe.until) => {
+                    let name = self.handlers.handler_name(probe.handler);
+                    log::info!("{name}: probe succeeded; handler back in service");
                 }
-                (_, None) => {}
+                _ => {}
             }
             false
         });
+        !probes.is_empty()
     }
 
-    fn look_at(&self, probe: &mut RunningProbe) -> Finding {
+    /// Whether a probe has succeeded; `None` as long as it may.
+    fn outcome(&self, probe: &mut RunningProbe) -> Option<bool> {
         let now = self.conns.life.turn().instant();
         let core = &mut *self.conns.core.borrow_mut();
         match core.table.get(probe.conn).map(|conn| &conn.phase) {
-            None | Some(Phase::Reply(..) | Phase::Linger(_)) => Finding::Over,
-            Some(Phase::Head(..) | Phase::Opening(..)) => Finding::Nothing,
+            None | Some(Phase::Reply(..) | Phase::Linger(_)) => Some(false),
+            Some(Phase::Head(..) | Phase::Opening(..)) => None,
             Some(Phase::Open(open)) => {
                 let since = *probe.open_since.get_or_insert(now);
                 // The thread of a blocking handler may not have taken the message yet.
                 let handled = open.last_opcode != 0 && open.channel().is_none();
-                let well = handled || now.since(since) >= MOMENT;
-                if well { Finding::Well } else { Finding::Nothing }
+                (handled || now.since(since) >= MOMENT).then_some(true)
             }
         }
     }
