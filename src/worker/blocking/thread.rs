@@ -16,6 +16,7 @@ use crate::clock;
 use crate::ffi::call::{self, Handler};
 use crate::ffi::host::{ConnectionInfo, Host, Payload, Task, User};
 use crate::ffi::place::{self, Callback, POISON, is_strict};
+use crate::proto::ws::close;
 use crate::time::Instant;
 use crate::worker::base::metrics::{Metrics, Stopwatch};
 use crate::worker::blocking::watchdog::CallClock;
@@ -202,7 +203,7 @@ fn serve(
         _ => 1000,
     };
     // Counts only if nothing has closed the connection before.
-    host.commands.close_with(conn, Some(code), b"");
+    host.commands.close(conn, Some(code), b"");
     true
 }
 
@@ -239,7 +240,7 @@ impl ThreadHost {
         place::note_result(Callback::Passive, conn, result, "answered with 1011");
         let code = if result < 0 { Some(1011) } else { (code != 1005).then_some(code) };
         // Counts only if the handler has not chosen another answer with ws_close().
-        self.commands.close_with(conn, code, b"");
+        self.commands.close(conn, code, b"");
     }
 
     fn run_task(&self, conn: u64, task: Task) {
@@ -377,6 +378,7 @@ impl Host for ThreadHost {
     }
 
     fn close(&self, conn: u64, code: u32, reason: &[u8]) -> i32 {
+        let Some(code) = close::checked(code, reason) else { return WS_E_INVALID };
         self.handshakes.result(conn, self.commands.close(conn, code, reason))
     }
 

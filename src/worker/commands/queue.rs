@@ -12,7 +12,7 @@ use crate::auth;
 use crate::config::Sending;
 use crate::ffi::host::{Payload, Task};
 use crate::proto::ws::frame::MAX_CONTROL;
-use crate::proto::ws::{close, utf8};
+use crate::proto::ws::utf8;
 use crate::worker::base::memory;
 use crate::worker::base::metrics::{Metrics, NO_HANDLER};
 use crate::worker::commands::slot::{ConnSlot, EntryQueue, Gate, Lease, Refused};
@@ -231,14 +231,8 @@ impl CommandQueue {
         }
     }
 
-    /// `ws_close`: the last command of this connection.
-    pub fn close(&self, conn: u64, code: u32, reason: &[u8]) -> i32 {
-        let Some(code) = close::checked(code, reason) else { return WS_E_INVALID };
-        self.close_with(conn, code, reason)
-    }
-
-    /// The same with a code that may be sent, or none.
-    pub fn close_with(&self, conn: u64, code: Option<u16>, reason: &[u8]) -> i32 {
+    /// `ws_close` with a code that may be sent, or none: the last command of this connection.
+    pub fn close(&self, conn: u64, code: Option<u16>, reason: &[u8]) -> i32 {
         self.enter(conn, |gate| Ok(gate.closed()), 0, Counted::Close { code, reason: reason.to_vec() })
     }
 
