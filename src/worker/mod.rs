@@ -154,11 +154,9 @@ fn run_loaded(start: Start, loaded: Loaded) -> i32 {
 fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
     let (slot, crash_report) = (start.record()?, start.report()?);
     let Loaded { services, report: ready, modules, tasks, posts } = loaded;
-    let Start { config, routes, listeners, gateways, shared, slot: index, control, inbox, txs, cgi, .. } =
-        start;
+    let Start { config, routes, listeners, gateways, shared, slot: index, control, inbox, .. } = start;
+    let (rendezvous, txs, cgi, standby) = (start.rendezvous, start.txs, start.cgi, start.standby);
     let Shared { scoreboard, counters, addresses, breakers, .. } = shared;
-    let rendezvous = start.rendezvous;
-    let standby = start.standby;
     let pid = std::process::id() as i32;
     let number = slot.place();
     let pool = usize::from(number.pool);
@@ -203,8 +201,7 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
     let threads: &ThreadHost = leak(ThreadHost::new(commands, registry, metrics, config.threads));
     let host = leak(LoopHost { conns, handshakes: registry, current: slot.call });
     let handlers = leak(Handlers { services, tasks, posts, current: slot.call, conns });
-    let complaints = RefCell::default();
-    let session = leak(Session { conns, handlers, threads, admission, complaints });
+    let session = leak(Session { conns, handlers, threads, admission, complaints: RefCell::default() });
     let resources = routes.resources().map(|(path, number)| {
         let route = routes.get(number);
         http::Resource {

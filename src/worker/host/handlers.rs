@@ -163,9 +163,7 @@ impl Handlers {
     }
 
     fn run_task(&self, handler: u16, task: Task) {
-        self.posts.set_called(Some(handler));
-        self.call_about(handler, Callback::Task, 0, || task.run(0));
-        self.posts.set_called(None);
+        self.call_about_none(handler, Callback::Task, || task.run(0));
     }
 
     /// Tells them of a few descriptors that are ready; the others come in the next turn.
@@ -173,10 +171,15 @@ impl Handlers {
         for event in self.tasks.ready() {
             // One that was served before may have unwatched it.
             let Some((handler, ready)) = self.tasks.watcher(event) else { continue };
-            self.posts.set_called(Some(handler));
-            self.call_about(handler, Callback::Ready, 0, || ready.run(event.fd, event.events));
-            self.posts.set_called(None);
+            self.call_about_none(handler, Callback::Ready, || ready.run(event.fd, event.events));
         }
+    }
+
+    /// Calls into a handler about no connection.
+    fn call_about_none(&self, handler: u16, callback: Callback, call: impl FnOnce()) {
+        self.posts.set_called(Some(handler));
+        self.call_about(handler, callback, 0, call);
+        self.posts.set_called(None);
     }
 
     pub fn service(&self, handler: u16) -> Option<&Service> {
@@ -265,27 +268,25 @@ fn load(
     enter: impl Fn(Callback),
 ) -> Option<Service> {
     let settings = config.settings.get(&route.resource).cloned().unwrap_or_default();
-    let least = config.handler(&route.resource).log_level;
+    let served = config.handler(&route.resource);
+    let (raw, least) = (served.raw, served.log_level);
     let log: plugin::Log = Box::new(move |handler, level, conn, text| {
         write_for_handler(least, level_of(level), handler, conn, text);
     });
+    let (file, resource) = (route.file.display(), &route.resource);
     enter(Callback::Load);
-    let raw = config.handler(&route.resource).raw;
-    let plugin =
-        plugin::load(&config.inside(&route.file), LoadOptions { number, worker, settings, raw, log })
-            .inspect_err(|error| {
-                log::error!("{}: {error}; {} answers 503", route.file.display(), route.resource)
-            })
-            .ok()?;
+    let options = LoadOptions { number, worker, settings, raw, log };
+    let plugin = plugin::load(&config.inside(&route.file), options)
+        .inspect_err(|error| log::error!("{file}: {error}; {resource} answers 503"))
+        .ok()?;
     let handler = Handler::new(plugin.table);
     enter(Callback::WorkerStart);
     let result = handler.worker_start();
     if result < 0 {
-        let file = route.file.display();
-        log::error!("{file}: on_worker_start returned {result}; {} answers 503", route.resource);
+        log::error!("{file}: on_worker_start returned {result}; {resource} answers 503");
         return None;
     }
-    Some(Service { plugin, handler, deflate: config.handler(&route.resource).deflate.clone() })
+    Some(Service { plugin, handler, deflate: served.deflate.clone() })
 }
 
 /// The level of a line by its number in `ws_handler.h`, where numbers between two levels count as the lower one.
