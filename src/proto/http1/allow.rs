@@ -2,7 +2,7 @@
 //!
 //! Knows no request: what is to be matched is handed in.
 
-use crate::proto::http1::authority::Authority;
+use crate::proto::http1::authority::{Authority, port_of};
 
 /// An origin (RFC 6454): `https://example.com`, `https://*.example.com:8443`, `null`, or `*` for all.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,12 +110,7 @@ fn split_origin(text: &str) -> Option<(&str, &str, Option<u16>)> {
         return None;
     }
     let Authority { host, port } = Authority::parse(authority)?;
-    let own = match scheme.to_ascii_lowercase().as_str() {
-        "http" | "ws" => Some(80),
-        "https" | "wss" => Some(443),
-        _ => None,
-    };
-    Some((scheme, host, port.filter(|port| Some(*port) != own)))
+    Some((scheme, host, port.filter(|port| Some(*port) != port_of(scheme))))
 }
 
 #[cfg(test)]

@@ -34,6 +34,15 @@ impl<'a> Authority<'a> {
     }
 }
 
+/// The port that a scheme stands for.
+pub fn port_of(scheme: &str) -> Option<u16> {
+    match scheme.to_ascii_lowercase().as_str() {
+        "http" | "ws" => Some(80),
+        "https" | "wss" => Some(443),
+        _ => None,
+    }
+}
+
 /// RFC 3986 section 3.2.2: unreserved characters, sub-delimiters and percent-encoded bytes.
 fn is_reg_name(text: &[u8]) -> bool {
     let mut rest = text;

@@ -1,6 +1,6 @@
 //! The target of a request in its four forms (RFC 9112 section 3.2).
 
-use crate::proto::http1::authority::Authority;
+use crate::proto::http1::authority::{Authority, port_of};
 
 /// A request target.
 #[derive(Debug, PartialEq, Eq)]
@@ -28,11 +28,7 @@ impl<'a> Target<'a> {
         }
         const INVALID: &str = "invalid request target";
         let (scheme, rest) = target.split_once("://").ok_or(INVALID)?;
-        let scheme_port = match scheme.to_ascii_lowercase().as_str() {
-            "ws" | "http" => 80,
-            "wss" | "https" => 443,
-            _ => return Err(INVALID),
-        };
+        let scheme_port = port_of(scheme).ok_or(INVALID)?;
         let (authority, resource) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
         Authority::parse(authority).ok_or(INVALID)?;
         Ok(Target { authority: Some(authority), scheme_port, resource })
