@@ -9,11 +9,6 @@ use std::net::{IpAddr, SocketAddr};
 use crate::proto::http1::field::{is_token, list, split, unquoted};
 use crate::proto::http1::head::Head;
 
-/// The fields cannot be understood: the request is to be answered with 400.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct Malformed(pub &'static str);
-
 /// Parameters of one element of Forwarded; RFC 7239 knows four.
 const MAX_PARAMETERS: usize = 16;
 
@@ -27,12 +22,13 @@ enum Node {
 }
 
 /// The client for which the trusted proxy `peer` has sent this request: going from the right, the first address that
-/// is not trusted, or the last one that is known.
+/// is not trusted, or the last one that is known. An error says what is wrong with the fields: the request is to be
+/// answered with 400.
 pub fn client(
     head: &Head,
     peer: Option<SocketAddr>,
     is_trusted: impl Fn(IpAddr) -> bool,
-) -> Result<Option<SocketAddr>, Malformed> {
+) -> Result<Option<SocketAddr>, &'static str> {
     let walk = |nodes: Vec<Node>| {
         let mut client = peer;
         for node in nodes.into_iter().rev() {
@@ -52,7 +48,7 @@ pub fn client(
         let other = walk(x_forwarded_for(head.header_all("x-forwarded-for"))?);
         let ip = |client: Option<SocketAddr>| client.map(|address| address.ip());
         if found.is_some_and(|found| ip(found) != ip(other)) {
-            return Err(Malformed("Forwarded and X-Forwarded-For name different clients"));
+            return Err("Forwarded and X-Forwarded-For name different clients");
         }
         found = found.or(Some(other));
     }
@@ -60,8 +56,8 @@ pub fn client(
 }
 
 /// RFC 7239 section 4: elements, each with pairs of a token and a value.
-fn forwarded<'a>(values: impl Iterator<Item = &'a [u8]>) -> Result<Vec<Node>, Malformed> {
-    const WRONG: Malformed = Malformed("malformed Forwarded");
+fn forwarded<'a>(values: impl Iterator<Item = &'a [u8]>) -> Result<Vec<Node>, &'static str> {
+    const WRONG: &str = "malformed Forwarded";
     let elements = values.flat_map(|value| split(value, b',')).filter(|element| !element.is_empty());
     let node = |element| {
         let (mut names, mut node) = (Vec::new(), Node::Unknown);
@@ -85,11 +81,11 @@ fn forwarded<'a>(values: impl Iterator<Item = &'a [u8]>) -> Result<Vec<Node>, Ma
 }
 
 /// Addresses in a list; what everybody does, by no standard.
-fn x_forwarded_for<'a>(values: impl Iterator<Item = &'a [u8]>) -> Result<Vec<Node>, Malformed> {
+fn x_forwarded_for<'a>(values: impl Iterator<Item = &'a [u8]>) -> Result<Vec<Node>, &'static str> {
     let nodes = list(values).map(|element| {
         let text = std::str::from_utf8(element).ok();
         let bare = text.and_then(|text| text.parse::<IpAddr>().ok()).map(address);
-        bare.or_else(|| node_of(element)).ok_or(Malformed("malformed X-Forwarded-For"))
+        bare.or_else(|| node_of(element)).ok_or("malformed X-Forwarded-For")
     });
     nodes.collect()
 }
@@ -136,7 +132,7 @@ mod tests {
     use crate::proto::http1::head::{HeadLimits, Parsed, parse};
 
     /// The client of a request with these headers that 10.0.0.1 has sent; all of 10 is trusted.
-    fn client_of(headers: &str) -> Result<String, Malformed> {
+    fn client_of(headers: &str) -> Result<String, &'static str> {
         let text = format!("GET / HTTP/1.1\r\nHost: a\r\n{headers}\r\n\r\n");
         let limits = HeadLimits { bytes: 4096, headers: 32 };
         let Ok(Parsed::Head { head, .. }) = parse(text.as_bytes(), &limits) else { panic!("{text}") };
@@ -223,7 +219,7 @@ mod tests {
             format!("Forwarded: for=192.0.2.1{others}")
         };
         is(&format!("{}, for=10.0.0.2", element(16)), "192.0.2.1:0");
-        assert_eq!(client_of(&element(17)), Err(Malformed("malformed Forwarded")));
+        assert_eq!(client_of(&element(17)), Err("malformed Forwarded"));
     }
 
     /// Whichever of the two a proxy sets, what a client puts into the other does not help it.
@@ -231,7 +227,7 @@ mod tests {
     fn two_fields_must_agree() {
         is("Forwarded: for=\"192.0.2.1:5\"\r\nX-Forwarded-For: 192.0.2.1", "192.0.2.1:5");
         let spoofed = client_of("Forwarded: for=203.0.113.9\r\nX-Forwarded-For: 192.0.2.1");
-        assert_eq!(spoofed, Err(Malformed("Forwarded and X-Forwarded-For name different clients")));
+        assert_eq!(spoofed, Err("Forwarded and X-Forwarded-For name different clients"));
         assert!(client_of("Forwarded: proto=http\r\nX-Forwarded-For: 192.0.2.1").is_err());
     }
 }

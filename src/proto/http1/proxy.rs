@@ -10,11 +10,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 /// not know; then the real address counts.
 pub type ProxyHeader = (Option<SocketAddr>, usize);
 
-/// The input does not begin with a header: the connection is to be dropped (section 2: receivers must not guess).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct BadHeader(pub &'static str);
-
 const V1: &[u8] = b"PROXY ";
 /// Section 2.1: the longest line with its CRLF.
 const V1_LONGEST: usize = 107;
@@ -25,29 +20,30 @@ const V2_FIXED: usize = 16;
 const CHECKSUM: u8 = 3;
 
 /// Parses the header at the beginning of `input`, which is everything received so far; `None` if it is not complete,
-/// and right so far.
-pub fn parse(input: &[u8]) -> Result<Option<ProxyHeader>, BadHeader> {
+/// and right so far. An error says why it begins with none: the connection is to be dropped (section 2: receivers must
+/// not guess).
+pub fn parse(input: &[u8]) -> Result<Option<ProxyHeader>, &'static str> {
     let begins = |with: &[u8]| input.iter().zip(with).all(|(byte, expected)| byte == expected);
     if begins(V2) {
         version_2(input)
     } else if begins(V1) {
         version_1(input)
     } else {
-        Err(BadHeader("not a header of the PROXY protocol"))
+        Err("not a header of the PROXY protocol")
     }
 }
 
 /// Section 2.1: `PROXY TCP4 SOURCE DESTINATION PORT PORT CRLF`.
-fn version_1(input: &[u8]) -> Result<Option<ProxyHeader>, BadHeader> {
+fn version_1(input: &[u8]) -> Result<Option<ProxyHeader>, &'static str> {
     let line = input.get(..V1_LONGEST).unwrap_or(input);
     let Some(end) = memchr::memchr2(b'\r', b'\n', line) else { return incomplete(line) };
     match line.get(end..).unwrap_or_default() {
         [b'\r', b'\n', ..] => {}
         [b'\r'] => return incomplete(line),
-        _ => return Err(BadHeader("a line that does not end in CRLF")),
+        _ => return Err("a line that does not end in CRLF"),
     }
     let text = line.get(V1.len()..end).and_then(|text| std::str::from_utf8(text).ok());
-    let text = text.ok_or(BadHeader("a line that is not ASCII"))?;
+    let text = text.ok_or("a line that is not ASCII")?;
     let consumed = end + 2;
     let mut words = text.split(' ');
     let family = words.next().unwrap_or_default();
@@ -66,14 +62,14 @@ fn version_1(input: &[u8]) -> Result<Option<ProxyHeader>, BadHeader> {
         (Some(ip), Some(_), Some(port), Some(_), None) => {
             Ok(Some((Some(SocketAddr::new(ip, port)), consumed)))
         }
-        _ => Err(BadHeader("expected PROXY TCP4|TCP6 SOURCE DESTINATION PORT PORT, or PROXY UNKNOWN")),
+        _ => Err("expected PROXY TCP4|TCP6 SOURCE DESTINATION PORT PORT, or PROXY UNKNOWN"),
     }
 }
 
-fn incomplete(line: &[u8]) -> Result<Option<ProxyHeader>, BadHeader> {
+fn incomplete(line: &[u8]) -> Result<Option<ProxyHeader>, &'static str> {
     match line.len() {
         0..V1_LONGEST => Ok(None),
-        _ => Err(BadHeader("a line of more than 107 bytes")),
+        _ => Err("a line of more than 107 bytes"),
     }
 }
 
@@ -84,12 +80,12 @@ fn port(text: &str) -> Option<u16> {
 }
 
 /// Section 2.2: the signature, version and command, family and transport, a length, so many bytes.
-fn version_2(input: &[u8]) -> Result<Option<ProxyHeader>, BadHeader> {
+fn version_2(input: &[u8]) -> Result<Option<ProxyHeader>, &'static str> {
     let is_local = match input.get(V2.len()) {
         None => return Ok(None),
         Some(0x20) => true,
         Some(0x21) => false,
-        Some(_) => return Err(BadHeader("an unknown version or command of the PROXY protocol")),
+        Some(_) => return Err("an unknown version or command of the PROXY protocol"),
     };
     let Some(&[_, family, high, low]) = input.get(V2.len()..V2_FIXED) else { return Ok(None) };
     let consumed = V2_FIXED + usize::from(u16::from_be_bytes([high, low]));
@@ -99,9 +95,9 @@ fn version_2(input: &[u8]) -> Result<Option<ProxyHeader>, BadHeader> {
     if is_local {
         return Ok(Some((None, consumed)));
     }
-    let too_short = BadHeader("a block that is too short for its addresses");
+    let too_short = "a block that is too short for its addresses";
     let (client, addresses) = match (family >> 4, family & 0xf) {
-        (_, 3..) | (4.., _) => return Err(BadHeader("an unknown family or transport of the PROXY protocol")),
+        (_, 3..) | (4.., _) => return Err("an unknown family or transport of the PROXY protocol"),
         (0, _) | (_, 0) => return Ok(Some((None, consumed))),
         (1, transport) => {
             let &[a, b, c, d, _, _, _, _, high, low, _, _] = block.get(..12).ok_or(too_short)? else {
@@ -127,23 +123,23 @@ fn at(ip: impl Into<IpAddr>, port: [u8; 2], transport: u8) -> Option<SocketAddr>
 }
 
 /// Section 2.2: type, length, value, up to the end. A checksum among them must be right (2.2.3).
-fn check_vectors(header: &[u8], mut rest: &[u8]) -> Result<(), BadHeader> {
+fn check_vectors(header: &[u8], mut rest: &[u8]) -> Result<(), &'static str> {
     while let [kind, high, low, after @ ..] = rest {
         let size = usize::from(u16::from_be_bytes([*high, *low]));
         let (value, next) =
-            after.split_at_checked(size).ok_or(BadHeader("a vector that is longer than its header"))?;
+            after.split_at_checked(size).ok_or("a vector that is longer than its header")?;
         if *kind == CHECKSUM {
-            let sum: [u8; 4] = value.try_into().map_err(|_| BadHeader("a checksum that is not 4 bytes"))?;
+            let sum: [u8; 4] = value.try_into().map_err(|_| "a checksum that is not 4 bytes")?;
             let start = header.len() - next.len() - sum.len();
             let zeroed = header.iter().enumerate();
             let zeroed = zeroed.map(|(at, byte)| if at.wrapping_sub(start) < 4 { 0 } else { *byte });
             if crc32c(zeroed) != u32::from_be_bytes(sum) {
-                return Err(BadHeader("a checksum that is wrong"));
+                return Err("a checksum that is wrong");
             }
         }
         rest = next;
     }
-    if rest.is_empty() { Ok(()) } else { Err(BadHeader("a vector that is cut off")) }
+    if rest.is_empty() { Ok(()) } else { Err("a vector that is cut off") }
 }
 
 /// RFC 9260 appendix A, bit by bit: a header has a hundred bytes.
@@ -185,7 +181,7 @@ mod tests {
 
     #[track_caller]
     fn refused(header: &[u8]) -> &'static str {
-        parse(header).expect_err("expected to be refused").0
+        parse(header).expect_err("expected to be refused")
     }
 
     fn address(text: &str) -> Option<SocketAddr> {

@@ -46,13 +46,11 @@ impl Connection {
             self.finish(io.codecs);
             return if open { Deadline::PeerSilent } else { Deadline::CloseTimedOut };
         }
-        if io.now >= idle && self.deferring {
-            return Deadline::Idle;
-        }
         if io.now >= idle {
-            self.append_close(Some(GOING_AWAY), b"", io.out);
-            self.close_state = CloseState::CloseSent;
-            self.since = io.now;
+            if !self.deferring {
+                self.append_close(Some(GOING_AWAY), b"", io.out);
+                (self.close_state, self.since) = (CloseState::CloseSent, io.now);
+            }
             return Deadline::Idle;
         }
         if io.now >= ping {

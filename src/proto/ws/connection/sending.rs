@@ -20,22 +20,17 @@ impl Default for Send {
 }
 
 /// Why nothing was sent. The connection is as before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SendError {
     /// Our Close frame has been sent, or the connection is finished.
-    #[error("the connection is closing")]
     Closing,
     /// A text or a reason.
-    #[error("the text is not UTF-8")]
     NotUtf8,
     /// A Ping over 125 octets, a reason over 123.
-    #[error("the payload is too long for a control frame")]
     TooLong,
     /// A fragmented message of the other kind is unfinished.
-    #[error("a message of the other kind is unfinished")]
     WrongKind,
     /// A close code that must not be sent, or a reason without a code.
-    #[error("the close code must not be sent")]
     BadCode,
 }
 
