@@ -15,7 +15,7 @@ use std::str;
 pub use stream::{Incoming, Outgoing, TooLong};
 
 /// The version of all this, which a worker says when it connects.
-pub const FORMAT: u32 = 0x7773_6205;
+pub const FORMAT: u32 = 0x7773_6206;
 /// Bytes of a topic's name, and of a scope's, at most.
 pub const MAX_NAME: usize = 255;
 /// Bytes of a message at most.
@@ -41,174 +41,61 @@ pub struct Publication<'a> {
 /// How a message is compressed: window bits and level.
 pub type Form = (u8, u8);
 
-/// From a worker to the bus.
+/// From a worker to the bus. `topic` is the worker's number for it, `key` scope, NUL and name; times are ns of the
+/// monotonic clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request<'a> {
-    /// Messages of this topic are wanted from now on, and before those the ones with a later stamp than `from`.
-    Subscribe {
-        /// The worker's number for it. One that it has subscribed to already: only the earlier messages are wanted.
-        topic: u32,
-        /// Comes back with the earlier messages.
-        ticket: u32,
-        /// A stamp.
-        from: u64,
-        /// Scope, NUL, name.
-        key: &'a str,
-    },
+    /// Messages of this topic are wanted from now on, and before those the ones with a later stamp than `from`, with
+    /// which the ticket comes back. Of a topic that it has subscribed to already only the earlier ones are wanted.
+    Subscribe { topic: u32, ticket: u32, from: u64, key: &'a str },
     /// No more of this topic.
-    Unsubscribe {
-        /// The worker's number for it.
-        topic: u32,
-    },
-    /// A message for all that are subscribed to the topic.
-    Publish {
-        /// When it was published; ns of the monotonic clock.
-        time: u64,
-        /// Scope, NUL, name.
-        key: &'a str,
-        /// The message.
-        message: Publication<'a>,
-    },
+    Unsubscribe { topic: u32 },
+    /// A message for all that are subscribed to the topic, and when it was published.
+    Publish { time: u64, key: &'a str, message: Publication<'a> },
     /// Subscribers of this topic want messages of at least so many bytes compressed like this: where other workers want
     /// that too, the bus does it for all.
-    Compress {
-        /// The worker's number for it.
-        topic: u32,
-        /// How.
-        form: Form,
-        /// Bytes.
-        least: u32,
-    },
+    Compress { topic: u32, form: Form, least: u32 },
     /// So many subscribers of this topic are on this worker now.
-    Count {
-        /// The worker's number for it.
-        topic: u32,
-        /// How many.
-        count: u32,
-    },
+    Count { topic: u32, count: u32 },
 }
 
-/// From the bus to a worker.
+/// From the bus to a worker. `topic` is the worker's number for it; `ticket` is 0, or that of a request for earlier
+/// messages, which it belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice<'a> {
-    /// A message.
-    Message {
-        /// The worker's number.
-        topic: u32,
-        /// 0, or that of a request for earlier messages, which this is one of.
-        ticket: u32,
-        /// When the bus took it in.
-        stamp: u64,
-        /// The message.
-        message: Publication<'a>,
-    },
+    /// A message, stamped when the bus took it in.
+    Message { topic: u32, ticket: u32, stamp: u64, message: Publication<'a> },
     /// The message in the next frame, compressed.
-    Compressed {
-        /// How.
-        form: Form,
-        /// What it is compressed to.
-        payload: &'a [u8],
-    },
-    /// All earlier messages that there still are were sent.
-    Replayed {
-        /// The worker's number.
-        topic: u32,
-        /// Of the request.
-        ticket: u32,
-        /// That of the last message of all: the following are not among those that were sent.
-        stamp: u64,
-        /// Messages that there are no more. At least so many.
-        missed: u32,
-    },
-    /// Messages that it does not get: it did not keep up, or they are not kept any more.
-    Missed {
-        /// The worker's number.
-        topic: u32,
-        /// As of a message.
-        ticket: u32,
-        /// Of the last of them.
-        stamp: u64,
-        /// How many. At least so many.
-        count: u32,
-    },
+    Compressed { form: Form, payload: &'a [u8] },
+    /// All earlier messages that there still are were sent; at least `missed` are there no more. `stamp` is that of the
+    /// last message of all: the following are not among those that were sent.
+    Replayed { topic: u32, ticket: u32, stamp: u64, missed: u32 },
+    /// At least `count` messages that it does not get, the last with this stamp: it did not keep up, or they are not
+    /// kept any more.
+    Missed { topic: u32, ticket: u32, stamp: u64, count: u32 },
     /// So many messages of this worker have been taken in since it connected.
-    Taken {
-        /// How many.
-        count: u64,
-    },
+    Taken { count: u64 },
     /// So many subscribers of this topic are on other workers.
-    Others {
-        /// The worker's number.
-        topic: u32,
-        /// How many.
-        count: u32,
-    },
+    Others { topic: u32, count: u32 },
     /// The worker was sent, or told that it has missed, all that is for it up to this stamp.
-    Passed {
-        /// A stamp.
-        stamp: u64,
-    },
+    Passed { stamp: u64 },
 }
 
-/// What the bus knows of the past, as it is left to the one that follows.
+/// What the bus knows of the past, as it is left to the one that follows. `key` is scope, NUL and name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kept<'a> {
-    /// A message that is kept.
-    Message {
-        /// When it was taken in.
-        stamp: u64,
-        /// Scope, NUL, name.
-        key: &'a str,
-        /// The message.
-        message: Publication<'a>,
-    },
-    /// Messages of this topic that are not kept any more.
-    Forgotten {
-        /// That of the last one.
-        stamp: u64,
-        /// Scope, NUL, name.
-        key: &'a str,
-    },
+    /// A message that is kept, stamped when it was taken in.
+    Message { stamp: u64, key: &'a str, message: Publication<'a> },
+    /// Messages of this topic up to this stamp are not kept any more.
+    Forgotten { stamp: u64, key: &'a str },
     /// The same of all topics that are not named.
-    Floor {
-        /// That of the last one.
-        stamp: u64,
-    },
+    Floor { stamp: u64 },
 }
 
 impl Kept<'_> {
-    /// Its stamp.
     pub fn stamp(&self) -> u64 {
         let (Kept::Message { stamp, .. } | Kept::Forgotten { stamp, .. } | Kept::Floor { stamp }) = self;
         *stamp
-    }
-
-    /// Appends its frame.
-    pub fn append_to(&self, out: &mut Vec<u8>) {
-        let frame = Frame::begin(out);
-        match *self {
-            Kept::Message { stamp, key, message } => frame.byte(b'K').u64(stamp).key(key).message(message),
-            Kept::Forgotten { stamp, key } => frame.byte(b'G').u64(stamp).rest(key.as_bytes()),
-            Kept::Floor { stamp } => frame.byte(b'L').u64(stamp),
-        }
-        .end();
-    }
-
-    /// What the content of a frame says; `None` if it is nonsense.
-    pub fn read(content: &[u8]) -> Option<Kept<'_>> {
-        let (kind, mut rest) = content.split_first()?;
-        let rest = &mut rest;
-        let stamp = u64(rest)?;
-        let kept = match kind {
-            b'K' => {
-                let size = usize::from(u16::from_ne_bytes(*take_array(rest)?));
-                Kept::Message { stamp, key: checked_key(take(rest, size)?)?, message: message(rest)? }
-            }
-            b'G' => Kept::Forgotten { stamp, key: checked_key(std::mem::take(rest))? },
-            b'L' => Kept::Floor { stamp },
-            _ => return None,
-        };
-        rest.is_empty().then_some(kept)
     }
 }
 
@@ -229,195 +116,159 @@ pub fn checked_name(name: &[u8]) -> Option<&str> {
     fits.then_some(name)
 }
 
-fn checked_key(key: &[u8]) -> Option<&str> {
-    let key = str::from_utf8(key).ok()?;
-    let (scope, name) = split_key(key)?;
-    (checked_name(scope.as_bytes()).is_some() && checked_name(name.as_bytes()).is_some()).then_some(key)
-}
-
-impl Request<'_> {
-    /// Appends its frame.
-    pub fn append_to(&self, out: &mut Vec<u8>) {
-        let frame = Frame::begin(out);
-        match *self {
-            Request::Subscribe { topic, ticket, from, key } => {
-                frame.byte(b'S').u32(topic).u32(ticket).u64(from).rest(key.as_bytes())
-            }
-            Request::Unsubscribe { topic } => frame.byte(b'U').u32(topic),
-            Request::Publish { time, key, message } => frame.byte(b'P').u64(time).key(key).message(message),
-            Request::Compress { topic, form, least } => frame.byte(b'Z').u32(topic).form(form).u32(least),
-            Request::Count { topic, count } => frame.byte(b'C').u32(topic).u32(count),
-        }
-        .end();
-    }
-
-    /// What the content of a frame says; `None` if it is nonsense.
-    pub fn read(content: &[u8]) -> Option<Request<'_>> {
-        let (kind, mut rest) = content.split_first()?;
-        let rest = &mut rest;
-        let request = match kind {
-            b'S' => {
-                let (topic, ticket, from) = (u32(rest)?, u32(rest)?, u64(rest)?);
-                Request::Subscribe { topic, ticket, from, key: checked_key(std::mem::take(rest))? }
-            }
-            b'U' => Request::Unsubscribe { topic: u32(rest)? },
-            b'P' => {
-                let time = u64(rest)?;
-                let size = usize::from(u16::from_ne_bytes(*take_array(rest)?));
-                Request::Publish { time, key: checked_key(take(rest, size)?)?, message: message(rest)? }
-            }
-            b'Z' => Request::Compress { topic: u32(rest)?, form: form(rest)?, least: u32(rest)? },
-            b'C' => Request::Count { topic: u32(rest)?, count: u32(rest)? },
-            _ => return None,
-        };
-        rest.is_empty().then_some(request)
-    }
-}
-
 impl Request<'_> {
     /// When the message in a frame was published; `None` if it is another frame.
     pub fn time_of(content: &[u8]) -> Option<u64> {
         let (b'P', mut rest) = content.split_first()? else { return None };
-        u64(&mut rest)
+        Field::take(&mut rest)
     }
 }
 
-impl Notice<'_> {
-    /// Appends its frame.
-    pub fn append_to(&self, out: &mut Vec<u8>) {
-        let frame = Frame::begin(out);
-        match *self {
-            Notice::Message { topic, ticket, stamp, message } => {
-                frame.byte(b'M').u32(topic).u32(ticket).u64(stamp).message(message)
+/// How these are written and read: a byte for the kind, then the fields.
+macro_rules! frames {
+    ($name:ident { $($kind:literal $variant:ident { $($field:ident),* })* }) => {
+        impl<'a> $name<'a> {
+            /// Appends its frame.
+            pub fn append_to(&self, out: &mut Vec<u8>) {
+                let start = out.len();
+                out.extend_from_slice(&[0; LENGTH]);
+                match self {
+                    $($name::$variant { $($field),* } => {
+                        out.push($kind);
+                        $($field.put(out);)*
+                    })*
+                }
+                let length = (out.len() - start - LENGTH) as u32;
+                if let Some(place) = out.get_mut(start..start + LENGTH) {
+                    place.copy_from_slice(&length.to_ne_bytes());
+                }
             }
-            Notice::Compressed { form, payload } => frame.byte(b'Z').form(form).rest(payload),
-            Notice::Replayed { topic, ticket, stamp, missed } => {
-                frame.byte(b'R').u32(topic).u32(ticket).u64(stamp).u32(missed)
+
+            /// What the content of a frame says; `None` if it is nonsense.
+            pub fn read(content: &'a [u8]) -> Option<Self> {
+                let (kind, mut rest) = content.split_first()?;
+                let read = match kind {
+                    $($kind => $name::$variant { $($field: Field::take(&mut rest)?),* },)*
+                    _ => return None,
+                };
+                rest.is_empty().then_some(read)
             }
-            Notice::Missed { topic, ticket, stamp, count } => {
-                frame.byte(b'D').u32(topic).u32(ticket).u64(stamp).u32(count)
-            }
-            Notice::Taken { count } => frame.byte(b'T').u64(count),
-            Notice::Others { topic, count } => frame.byte(b'O').u32(topic).u32(count),
-            Notice::Passed { stamp } => frame.byte(b'P').u64(stamp),
         }
-        .end();
-    }
-
-    /// What the content of a frame says; `None` if it is nonsense.
-    pub fn read(content: &[u8]) -> Option<Notice<'_>> {
-        let (kind, mut rest) = content.split_first()?;
-        let rest = &mut rest;
-        let notice = match kind {
-            b'M' => Notice::Message {
-                topic: u32(rest)?,
-                ticket: u32(rest)?,
-                stamp: u64(rest)?,
-                message: message(rest)?,
-            },
-            b'Z' => Notice::Compressed { form: form(rest)?, payload: std::mem::take(rest) },
-            b'R' => Notice::Replayed {
-                topic: u32(rest)?,
-                ticket: u32(rest)?,
-                stamp: u64(rest)?,
-                missed: u32(rest)?,
-            },
-            b'D' => {
-                Notice::Missed { topic: u32(rest)?, ticket: u32(rest)?, stamp: u64(rest)?, count: u32(rest)? }
-            }
-            b'T' => Notice::Taken { count: u64(rest)? },
-            b'O' => Notice::Others { topic: u32(rest)?, count: u32(rest)? },
-            b'P' => Notice::Passed { stamp: u64(rest)? },
-            _ => return None,
-        };
-        rest.is_empty().then_some(notice)
-    }
+    };
 }
 
-/// A frame that is being written.
-struct Frame<'a> {
-    out: &'a mut Vec<u8>,
-    start: usize,
+frames!(Request {
+    b'S' Subscribe { topic, ticket, from, key }
+    b'U' Unsubscribe { topic }
+    b'P' Publish { time, key, message }
+    b'Z' Compress { topic, form, least }
+    b'C' Count { topic, count }
+});
+
+frames!(Notice {
+    b'M' Message { topic, ticket, stamp, message }
+    b'Z' Compressed { form, payload }
+    b'R' Replayed { topic, ticket, stamp, missed }
+    b'D' Missed { topic, ticket, stamp, count }
+    b'T' Taken { count }
+    b'O' Others { topic, count }
+    b'P' Passed { stamp }
+});
+
+frames!(Kept {
+    b'K' Message { stamp, key, message }
+    b'G' Forgotten { stamp, key }
+    b'L' Floor { stamp }
+});
+
+/// A part of a frame.
+trait Field<'a>: Sized {
+    fn put(&self, out: &mut Vec<u8>);
+    /// Cuts it off; `None` if it is nonsense.
+    fn take(bytes: &mut &'a [u8]) -> Option<Self>;
 }
 
-impl<'a> Frame<'a> {
-    fn begin(out: &'a mut Vec<u8>) -> Self {
-        let start = out.len();
-        out.extend_from_slice(&[0; LENGTH]);
-        Frame { out, start }
-    }
-
-    fn rest(self, bytes: &[u8]) -> Self {
-        self.out.extend_from_slice(bytes);
-        self
-    }
-
-    fn byte(self, byte: u8) -> Self {
-        self.rest(&[byte])
-    }
-
-    fn u32(self, number: u32) -> Self {
-        self.rest(&number.to_ne_bytes())
-    }
-
-    fn u64(self, number: u64) -> Self {
-        self.rest(&number.to_ne_bytes())
-    }
-
-    fn form(self, (bits, level): Form) -> Self {
-        self.byte(bits).byte(level)
-    }
-
-    fn key(self, key: &str) -> Self {
-        // A key has at most two names and a NUL.
-        self.rest(&(key.len() as u16).to_ne_bytes()).rest(key.as_bytes())
-    }
-
-    fn message(self, message: Publication<'_>) -> Self {
-        let frame = self.u64(message.but).byte(message.kind).byte(message.compress.into());
-        frame.rest(message.payload)
-    }
-
-    fn end(self) {
-        let length = (self.out.len() - self.start - LENGTH) as u32;
-        if let Some(place) = self.out.get_mut(self.start..self.start + LENGTH) {
-            place.copy_from_slice(&length.to_ne_bytes());
-        }
-    }
-}
-
-fn take<'a>(bytes: &mut &'a [u8], size: usize) -> Option<&'a [u8]> {
-    let (taken, rest) = bytes.split_at_checked(size)?;
-    *bytes = rest;
-    Some(taken)
-}
-
-fn take_array<'a, const N: usize>(bytes: &mut &'a [u8]) -> Option<&'a [u8; N]> {
+fn take_array<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
     let (taken, rest) = bytes.split_first_chunk()?;
     *bytes = rest;
-    Some(taken)
+    Some(*taken)
 }
 
-fn u32(bytes: &mut &[u8]) -> Option<u32> {
-    take_array(bytes).map(|bytes| u32::from_ne_bytes(*bytes))
+impl Field<'_> for u32 {
+    fn put(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.to_ne_bytes());
+    }
+
+    fn take(bytes: &mut &[u8]) -> Option<Self> {
+        take_array(bytes).map(u32::from_ne_bytes)
+    }
 }
 
-fn u64(bytes: &mut &[u8]) -> Option<u64> {
-    take_array(bytes).map(|bytes| u64::from_ne_bytes(*bytes))
+impl Field<'_> for u64 {
+    fn put(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.to_ne_bytes());
+    }
+
+    fn take(bytes: &mut &[u8]) -> Option<Self> {
+        take_array(bytes).map(u64::from_ne_bytes)
+    }
 }
 
-fn form(bytes: &mut &[u8]) -> Option<Form> {
-    let [bits @ 9..=15, level @ 1..=9] = *take_array(bytes)? else { return None };
-    Some((bits, level))
+impl Field<'_> for Form {
+    fn put(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&[self.0, self.1]);
+    }
+
+    fn take(bytes: &mut &[u8]) -> Option<Self> {
+        let [bits @ 9..=15, level @ 1..=9] = take_array(bytes)? else { return None };
+        Some((bits, level))
+    }
 }
 
-/// All that is left. That text is UTF-8 is for the reader to see.
-fn message<'a>(bytes: &mut &'a [u8]) -> Option<Publication<'a>> {
-    let but = u64(bytes)?;
-    let [kind @ 1..=2, compress @ 0..=1] = *take_array(bytes)? else { return None };
-    let payload = std::mem::take(bytes);
-    let is_short = payload.len() <= MAX_MESSAGE;
-    is_short.then_some(Publication { but, kind, compress: compress == 1, payload })
+/// A key, which has at most two names and a NUL.
+impl<'a> Field<'a> for &'a str {
+    fn put(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&(self.len() as u16).to_ne_bytes());
+        out.extend_from_slice(self.as_bytes());
+    }
+
+    fn take(bytes: &mut &'a [u8]) -> Option<Self> {
+        let size = u16::from_ne_bytes(take_array(bytes)?);
+        let (key, rest) = bytes.split_at_checked(usize::from(size))?;
+        *bytes = rest;
+        let key = str::from_utf8(key).ok()?;
+        let (scope, name) = split_key(key)?;
+        let is_checked = |name: &str| checked_name(name.as_bytes()).is_some();
+        (is_checked(scope) && is_checked(name)).then_some(key)
+    }
+}
+
+/// All that is left.
+impl<'a> Field<'a> for &'a [u8] {
+    fn put(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(self);
+    }
+
+    fn take(bytes: &mut &'a [u8]) -> Option<Self> {
+        Some(std::mem::take(bytes))
+    }
+}
+
+/// That text is UTF-8 is for the reader to see.
+impl<'a> Field<'a> for Publication<'a> {
+    fn put(&self, out: &mut Vec<u8>) {
+        self.but.put(out);
+        out.extend_from_slice(&[self.kind, self.compress.into()]);
+        self.payload.put(out);
+    }
+
+    fn take(bytes: &mut &'a [u8]) -> Option<Self> {
+        let but = Field::take(bytes)?;
+        let [kind @ 1..=2, compress @ 0..=1] = take_array(bytes)? else { return None };
+        let payload: &[u8] = Field::take(bytes)?;
+        let is_short = payload.len() <= MAX_MESSAGE;
+        is_short.then_some(Publication { but, kind, compress: compress == 1, payload })
+    }
 }
 
 #[cfg(test)]

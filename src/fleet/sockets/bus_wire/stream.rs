@@ -124,12 +124,10 @@ impl Outgoing {
         bytes
     }
 
-    /// Bytes that wait.
     pub fn len(&self) -> usize {
         self.bytes.len() - self.sent
     }
 
-    /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
