@@ -1,8 +1,6 @@
-//! The address of a connection's peer in a form that costs nothing to keep: plain bytes in a process, atomic words
-//! between processes. Names no sockets and resolves nothing.
+//! The address of a connection's peer as plain bytes. Names no sockets and resolves nothing.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -18,10 +16,8 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// None.
     pub const NONE: Peer = Peer { port: 0, family: 0, ip: [0; 16] };
 
-    /// The address, if there is one.
     pub fn address(self) -> Option<SocketAddr> {
         let ip = Ipv6Addr::from(self.ip);
         match (self.family, ip.to_ipv4_mapped()) {
@@ -40,51 +36,5 @@ impl From<Option<SocketAddr>> for Peer {
             IpAddr::V6(ip) => (6, ip),
         };
         Peer { port: address.port(), family, ip: ip.octets() }
-    }
-}
-
-/// A peer in shared memory. Async-signal-safe. May be torn while it is written.
-#[derive(Debug, Default)]
-#[repr(C)]
-pub struct PeerCell {
-    ip: [AtomicU64; 2],
-    /// Family and port.
-    word: AtomicU32,
-}
-
-impl PeerCell {
-    /// Changes it.
-    pub fn store(&self, peer: Peer) {
-        let ip = u128::from_ne_bytes(peer.ip);
-        self.word.store(u32::from(peer.family) << 16 | u32::from(peer.port), Ordering::Relaxed);
-        self.ip[0].store(ip as u64, Ordering::Relaxed);
-        self.ip[1].store((ip >> 64) as u64, Ordering::Relaxed);
-    }
-
-    /// What is there.
-    pub fn load(&self) -> Peer {
-        let word = self.word.load(Ordering::Relaxed);
-        let [low, high] = [0, 1].map(|half: usize| self.ip[half].load(Ordering::Relaxed));
-        let ip = u128::from(high) << 64 | u128::from(low);
-        Peer { port: word as u16, family: (word >> 16) as u16, ip: ip.to_ne_bytes() }
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_peer_of_each_family_comes_back_as_it_was() {
-        let cell = PeerCell::default();
-        assert_eq!(cell.load().address(), None);
-        for text in ["192.0.2.1:80", "[2001:db8::1]:443", "[::ffff:192.0.2.1]:1"] {
-            let address: SocketAddr = text.parse().unwrap();
-            cell.store(Some(address).into());
-            assert_eq!(cell.load().address(), Some(address));
-        }
-        cell.store(Peer::from(None));
-        assert_eq!(cell.load(), Peer::NONE);
     }
 }

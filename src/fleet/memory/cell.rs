@@ -15,24 +15,47 @@ pub struct SharedCell<T, const WORDS: usize> {
 }
 
 impl<T: FromBytes + IntoBytes + Immutable, const WORDS: usize> SharedCell<T, WORDS> {
-    /// Changes it.
     pub fn store(&self, value: &T) {
-        const { assert!(size_of::<T>() == WORDS * size_of::<u64>()) };
-        let (words, _) = value.as_bytes().as_chunks();
+        const { assert!(size_of::<T>().div_ceil(size_of::<u64>()) == WORDS) };
+        let mut words = [[0; size_of::<u64>()]; WORDS];
+        if let Some(bytes) = words.as_flattened_mut().get_mut(..size_of::<T>()) {
+            bytes.copy_from_slice(value.as_bytes());
+        }
         for (to, word) in self.words.iter().zip(words) {
-            to.store(u64::from_ne_bytes(*word), Ordering::Relaxed);
+            to.store(u64::from_ne_bytes(word), Ordering::Relaxed);
         }
     }
 
-    /// What is there.
     pub fn load(&self) -> T {
         let words = self.words.each_ref().map(|word| word.load(Ordering::Relaxed));
-        T::read_from_bytes(words.as_bytes()).unwrap_or_else(|_| T::new_zeroed()) // the sizes are the same
+        T::read_from_prefix(words.as_bytes()).map_or_else(|_| T::new_zeroed(), |(value, _)| value) // it fits
     }
 }
 
 impl<T, const WORDS: usize> Default for SharedCell<T, WORDS> {
     fn default() -> Self {
         Self { words: [const { AtomicU64::new(0) }; WORDS], content: PhantomData }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::*;
+    use crate::fleet::peer::Peer;
+
+    #[test]
+    fn a_peer_of_each_family_comes_back_as_it_was() {
+        let cell = SharedCell::<Peer, 3>::default();
+        assert_eq!(cell.load().address(), None);
+        for text in ["192.0.2.1:80", "[2001:db8::1]:443", "[::ffff:192.0.2.1]:1"] {
+            let address: SocketAddr = text.parse().unwrap();
+            cell.store(&Some(address).into());
+            assert_eq!(cell.load().address(), Some(address));
+        }
+        cell.store(&Peer::from(None));
+        assert_eq!(cell.load(), Peer::NONE);
     }
 }

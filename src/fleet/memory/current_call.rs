@@ -3,7 +3,8 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use crate::fleet::peer::{Peer, PeerCell};
+use super::cell::SharedCell;
+use crate::fleet::peer::Peer;
 use crate::time::Instant;
 
 /// Bytes of a message that are kept beside it, so that they can be told after a death that left no time.
@@ -33,7 +34,7 @@ pub struct CurrentCall {
     /// Where it lies in the worker's memory.
     data: AtomicU64,
     /// Of the connection.
-    peer: PeerCell,
+    peer: SharedCell<Peer, 3>,
     /// The first bytes of the message, little-endian.
     first: [AtomicU64; KEPT / 8],
 }
@@ -54,7 +55,7 @@ impl CurrentCall {
     pub fn set_current(&self, conn: u64, peer: Peer, now: Instant) {
         self.since.store(now.as_nanos(), Ordering::Relaxed);
         self.conn.store(conn, Ordering::Relaxed);
-        self.peer.store(peer);
+        self.peer.store(&peer);
     }
 
     /// When the connection became the current one.
