@@ -21,7 +21,6 @@ const UNSAFE: &[&str] = &[
     "ffi/topics.rs",
     "fleet/memory/addresses/tests.rs",
     "fleet/memory/region.rs",
-    "fleet/memory/scoreboard.rs",
     "fleet/memory/scoreboard/tests.rs",
     "fleet/process/title.rs",
     "fleet/process/wipe.rs",

@@ -12,6 +12,7 @@ use std::io;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use rustix::thread::futex::{self, Timespec};
 use strum::FromRepr;
 
 use super::bulletin::Bulletin;
@@ -121,23 +122,19 @@ impl Scoreboard {
         throttle.tick.fetch_add(1, Ordering::SeqCst);
         // A waiter sets the flag again: that of one that was killed is cleared by the next change.
         if throttle.waiting.swap(0, Ordering::SeqCst) != 0 {
-            futex(&throttle.tick, libc::FUTEX_WAKE, i32::MAX as u32, std::ptr::null());
+            let _ = futex::wake(&throttle.tick, futex::Flags::empty(), i32::MAX as u32); // some have gone, perhaps
         }
     }
 
-    /// All workers have as many connections as they may; true if that is new. [worker of the default pool]
-    pub fn begin_saturation(&self) -> bool {
-        let begin = |count: u32| count.is_multiple_of(2).then(|| count.wrapping_add(1));
-        self.throttle().is_some_and(|throttle| throttle.update_saturation(begin))
+    /// Whether all workers have as many connections as they may; true if that is new. [worker of the default pool]
+    pub fn set_saturated(&self, is_saturated: bool) -> bool {
+        let change = |count: u32| ((count % 2 == 1) != is_saturated).then(|| count.wrapping_add(1));
+        self.throttle().is_some_and(|throttle| {
+            throttle.saturation.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change).is_ok()
+        })
     }
 
-    /// They do not any more; true if that is new. [worker of the default pool]
-    pub fn end_saturation(&self) -> bool {
-        let end = |count: u32| (count % 2 == 1).then(|| count.wrapping_add(1));
-        self.throttle().is_some_and(|throttle| throttle.update_saturation(end))
-    }
-
-    /// Whether they do, and how often that has begun.
+    /// Whether they have, and how often that has begun.
     pub fn saturation(&self) -> (bool, u32) {
         let count = self.throttle().map_or(0, |throttle| throttle.saturation.load(Ordering::Relaxed));
         (count % 2 == 1, count.div_ceil(2))
@@ -150,14 +147,11 @@ impl Scoreboard {
 
     /// Waits until the tick is no longer `seen`, at most `timeout`. May return early. [worker of the default pool]
     pub fn wait(&self, seen: u32, timeout: Duration) {
-        let timeout = libc::timespec {
-            tv_sec: timeout.as_secs().min(i32::MAX as u64) as libc::time_t,
-            tv_nsec: timeout.subsec_nanos().into(),
-        };
         let Some(throttle) = self.throttle() else { return };
+        let timeout = Timespec::try_from(timeout).ok();
         throttle.waiting.store(1, Ordering::SeqCst);
         // The kernel compares the tick with `seen` once more before it sleeps: no change is missed in between.
-        futex(&throttle.tick, libc::FUTEX_WAIT, seen, &timeout);
+        let _ = futex::wait(&throttle.tick, futex::Flags::empty(), seen, timeout.as_ref());
     }
 }
 
@@ -216,7 +210,6 @@ pub struct Slot {
     assignment: &'static Assignment,
     load: &'static Load,
     claim: &'static AtomicU32,
-    /// Open connections.
     pub connections: &'static AtomicU32,
     /// What is being executed right now.
     pub call: &'static CurrentCall,
@@ -277,7 +270,6 @@ impl Slot {
         self.state() == State::Empty || fault != 0 && self.fault().is_none()
     }
 
-    /// Changes the state.
     pub fn set_state(&self, state: State) {
         self.load.state.store(state as u32, Ordering::Release);
     }
@@ -417,19 +409,6 @@ struct Throttle {
 
 // SAFETY: atomic integers.
 unsafe impl Shareable for Throttle {}
-
-impl Throttle {
-    /// Whether it has changed.
-    fn update_saturation(&self, change: impl FnMut(u32) -> Option<u32>) -> bool {
-        self.saturation.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change).is_ok()
-    }
-}
-
-fn futex(word: &AtomicU32, operation: libc::c_int, value: u32, timeout: *const libc::timespec) {
-    // SAFETY: `word` is a live, aligned 32-bit word and `timeout` null or a live timespec. The result does not
-    // matter: a wait may end early and a wake may wake nobody.
-    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), operation, value, timeout, 0, 0) };
-}
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]

@@ -42,12 +42,12 @@ impl FairShare {
         let free: Vec<u32> = loads.map(|load| self.connections.saturating_sub(load)).collect();
         let (workers, most) = (free.len() as u64, u64::from(self.connections));
         let free: u64 = free.into_iter().map(u64::from).sum();
-        if free == 0 && workers > 0 && self.scoreboard.begin_saturation() {
+        if free == 0 && workers > 0 && self.scoreboard.set_saturated(true) {
             log::warn!(
                 "all workers are full ({workers} with max_connections {most}): new connections wait until others close"
             );
         }
-        if free > workers * most / 20 && self.scoreboard.end_saturation() {
+        if free > workers * most / 20 && self.scoreboard.set_saturated(false) {
             log::info!("there is room for {free} connections: new ones are accepted again");
         }
     }
