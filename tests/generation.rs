@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use wshd::cli::{self, Command};
 use wshd::config::{Config, Pool};
-use wshd::fleet::memory::scoreboard::Place;
+use wshd::fleet::memory::Place;
 use wshd::fleet::routes::{Route, Routes, Stamp};
 use wshd::log::Destination;
 use wshd::supervisor::bus::Bus;

@@ -1,8 +1,8 @@
 //! What both sides of fork share. Holds no policy: the supervisor plans, the worker serves.
 
 pub mod memory;
-pub mod peer;
+pub(crate) mod peer;
 pub mod process;
-pub mod refusal;
+pub(crate) mod refusal;
 pub mod routes;
-pub mod sockets;
+pub(crate) mod sockets;

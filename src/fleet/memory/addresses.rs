@@ -71,7 +71,6 @@ struct Line([AtomicU64; 8]);
 /// 6177).
 pub type Network = (u8, u64);
 
-/// That of an address.
 pub fn network_of(ip: IpAddr) -> Network {
     match ip.to_canonical() {
         IpAddr::V4(ip) => (4, ip.to_bits().into()),
@@ -182,17 +181,14 @@ impl Addresses {
         }
     }
 
-    /// How an address is called here.
     pub fn key(&self, ip: IpAddr) -> Key {
         Key { hash: self.secret.hash_one(network_of(ip)) }
     }
 
-    /// All connections.
     pub fn total(&self) -> u64 {
         self.all().map(|row| u64::from(row.connections.load(Ordering::Relaxed))).sum()
     }
 
-    /// The connections of a pool.
     pub fn in_pool(&self, pool: usize) -> u64 {
         let rows = self.rows.get(pool).unwrap_or_default().iter();
         rows.map(|row| u64::from(row.connections.load(Ordering::Relaxed))).sum()
@@ -295,7 +291,6 @@ pub struct Permit {
 }
 
 impl Limiter {
-    /// The table.
     pub fn table(self) -> &'static Addresses {
         self.table
     }

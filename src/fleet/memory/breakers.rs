@@ -75,7 +75,6 @@ const NOT_PROBED: i32 = 0;
 /// The last probe ended before it had succeeded or failed.
 const INCONCLUSIVE: i32 = -1;
 
-/// The state of a circuit breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BreakerState {
     /// Requests reach the handler.
@@ -91,18 +90,11 @@ pub enum BreakerState {
 pub enum Decision {
     /// The breaker is closed.
     Free,
-    /// Only as a probe: what becomes of it is to be told to [`CircuitBreaker::close`] or [`CircuitBreaker::release`].
-    Probe {
-        /// To be given to [`CircuitBreaker::close`].
-        until: Instant,
-        /// Whether it is the first since the breaker was opened.
-        first: bool,
-    },
-    /// Not now.
-    Refused {
-        /// Whole seconds after which it is worth trying again; at least 1.
-        seconds: u64,
-    },
+    /// Only as a probe: what becomes of it is to be told to [`CircuitBreaker::close`], with this `until`, or to
+    /// [`CircuitBreaker::release`]. `first`: since the breaker was opened.
+    Probe { until: Instant, first: bool },
+    /// Not now. After so many whole seconds, at least 1, it is worth trying again.
+    Refused { seconds: u64 },
 }
 
 impl CircuitBreaker {
@@ -113,7 +105,6 @@ impl CircuitBreaker {
         is_open.then(|| Instant::from_nanos(until))
     }
 
-    /// Its state.
     pub fn state(&self, now: Instant) -> BreakerState {
         match self.until() {
             None => BreakerState::Closed,

@@ -17,13 +17,9 @@ pub enum Readiness {
     Ready,
     /// They are accepted, but load balancers should send them elsewhere.
     Draining,
-    /// None is accepted, and open ones are closed, evenly spread until then.
-    Closing {
-        /// When the server stops; whole milliseconds.
-        until: Instant,
-        /// Of the Close frames; above 2.
-        code: u16,
-    },
+    /// None is accepted, and open ones are closed with this code (above 2), evenly spread until the server stops; whole
+    /// milliseconds.
+    Closing { until: Instant, code: u16 },
 }
 
 impl Readiness {
@@ -50,7 +46,6 @@ const READY: u64 = 1;
 const DRAINING: u64 = 2;
 
 impl Bulletin {
-    /// Whether new connections are wanted.
     pub fn readiness(&self) -> Readiness {
         match self.readiness.load(Ordering::SeqCst) {
             STARTING => Readiness::Starting,
@@ -63,7 +58,7 @@ impl Bulletin {
         }
     }
 
-    /// Decides that. [supervisor]
+    /// [supervisor]
     pub fn set_readiness(&self, readiness: Readiness) {
         let word = match readiness {
             Readiness::Starting => STARTING,

@@ -31,9 +31,7 @@ pub const DEATHS: [&str; 5] = ["crash", "exit", "hang", "killed", "ended"];
 pub struct PlaceCounters {
     /// 0: of no place.
     is_used: AtomicU32,
-    /// Processes that were started.
     pub starts: Count,
-    /// Connections accepted.
     pub accepted: Count,
     /// Connections that came from other processes.
     pub moved_in: Count,
@@ -136,9 +134,7 @@ pub struct Present {
     pub subscriptions: Count,
     /// Threads of blocking handlers.
     pub threads: Count,
-    /// Maximum number of connections.
     pub connections_limit: Count,
-    /// Maximum number of such threads.
     pub threads_limit: Count,
 }
 
@@ -249,7 +245,6 @@ impl Counters {
         self.entries.iter().take_while(|entry| entry.size.load(Ordering::Acquire) != 0)
     }
 
-    /// The entry of this number.
     pub fn entry(&self, number: usize) -> Option<&HandlerEntry> {
         self.entries.get(number)
     }

@@ -63,7 +63,6 @@ pub struct CrashFacts {
     pub code: Spot,
     /// The library's code.
     pub via: Spot,
-    /// The peer of the connection.
     pub peer: Peer,
     reserved: u32,
 }
@@ -79,7 +78,6 @@ impl CrashFacts {
         without_none(self.handler)
     }
 
-    /// With this handler.
     pub fn in_handler(self, handler: Option<u16>) -> Self {
         Self { handler: with_none(handler), ..self }
     }

@@ -46,15 +46,12 @@ pub struct CrashDetails {
     pub code: Option<Spot>,
     /// The library's code.
     pub via: Option<Spot>,
-    /// Of the connection.
     pub peer: Option<SocketAddr>,
     /// Path and query.
     pub resource: Option<Vec<u8>>,
-    /// The Origin header.
     pub origin: Option<Vec<u8>>,
     /// The chosen subprotocol.
     pub protocol: Option<Vec<u8>>,
-    /// What was being handled.
     pub message: Option<MessageExcerpt>,
 }
 

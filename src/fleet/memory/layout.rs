@@ -19,11 +19,9 @@ pub const PROGRAMS: usize = MAX_POOLS - 1;
 /// The processes that write a region shared by all pools.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
-    /// The supervisor: workers read it.
+    /// Workers read it.
     Supervisor,
-    /// All gateways.
     Gateways,
-    /// The bus.
     Bus,
     /// The process that runs programs.
     Programs,
@@ -34,7 +32,6 @@ pub enum Owner {
 pub enum Audience {
     /// Nobody.
     Private,
-    /// Metrics.
     Metrics,
     /// Metrics, and the default pool, which decides who comes in.
     DefaultPool,
@@ -45,7 +42,6 @@ pub enum Audience {
 }
 
 impl Audience {
-    /// All, in order.
     pub const ALL: [Self; 5] =
         [Self::Private, Self::Metrics, Self::DefaultPool, Self::Senders, Self::WritingSenders];
 }
@@ -54,12 +50,7 @@ impl Audience {
 #[derive(Clone, Copy)]
 pub enum Part<'a> {
     /// A worker of this pool, which may send connections to workers of those that `reaches` tells.
-    Worker {
-        /// Its pool.
-        pool: usize,
-        /// By number of the pool.
-        reaches: &'a dyn Fn(usize) -> bool,
-    },
+    Worker { pool: usize, reaches: &'a dyn Fn(usize) -> bool },
     /// Reads all but what is private.
     Metrics,
     /// Writes what gateways count.

@@ -14,9 +14,10 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MRemapFlags, MapFlags, ProtFlags, mmap, mmap_anonymous, mremap, munmap};
 use nix::unistd::{SysconfVar, ftruncate, sysconf};
+use strum::FromRepr;
 
 /// What a process may do with a region.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromRepr)]
 #[repr(u8)]
 pub enum Access {
     /// It is not mapped.
@@ -106,11 +107,7 @@ impl Region {
 
     /// What this process may do with it.
     pub fn access(&self) -> Access {
-        match self.access.load(Ordering::Relaxed) {
-            0 => Access::None,
-            1 => Access::Read,
-            _ => Access::Write,
-        }
+        Access::from_repr(self.access.load(Ordering::Relaxed)).unwrap_or(Access::None)
     }
 
     /// From here on this process can do no more than this with it. [child, one thread, before any other code runs]

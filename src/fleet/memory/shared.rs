@@ -17,21 +17,14 @@ use crate::fleet::routes::Routes;
 #[derive(Clone, Copy)]
 pub struct Shared {
     memory: &'static Memory,
-    /// How workers are.
     pub scoreboard: &'static Scoreboard,
-    /// What they have counted.
     pub counters: &'static Counters,
-    /// What gateways have counted.
     pub gateways: &'static GatewayCounters,
-    /// What the bus has counted of its engine.
     pub bus: &'static BusCounters,
     /// Lines of the log that the process of CGI programs has lost.
     pub programs_log_lost: &'static AtomicU64,
-    /// Connections by client address.
     pub addresses: &'static Addresses,
-    /// Whether handlers are served.
     pub breakers: &'static Breakers,
-    /// What crashes leave.
     pub crash_reports: &'static CrashReports,
 }
 

@@ -2,8 +2,8 @@
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-pub mod alone;
-pub mod orphans;
-pub mod proc;
+pub(crate) mod alone;
+pub(crate) mod orphans;
+pub(crate) mod proc;
 pub mod title;
 pub mod wipe;

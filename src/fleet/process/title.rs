@@ -30,12 +30,8 @@ static INSTANCE: OnceLock<String> = OnceLock::new();
 
 /// Changes the title of this process to its part in the server. Cut to what there is room for.
 pub fn set(part: &str) {
-    let server = INSTANCE.get().map_or("wshd", String::as_str);
-    set_title(&format!("{server}: {part}"));
-}
-
-fn set_title(title: &str) {
     let Some(Places { start, arguments, room }) = PLACES.get() else { return };
+    let title = format!("{}: {part}", INSTANCE.get().map_or("wshd", String::as_str));
     let length = title.len().min(room - 1);
     // SAFETY: [start, start + room) is the writable memory of the arguments and the environment, which prepare()
     // has taken over: nothing else refers to it. `title` is elsewhere.

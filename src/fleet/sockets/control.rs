@@ -22,33 +22,19 @@ pub enum Command {
     /// Exit now.
     Quit,
     /// Move so many connections to the inbox of another slot.
-    Rebalance {
-        /// The other slot.
-        to: u16,
-        /// How many at most.
-        count: u16,
-    },
+    Rebalance { to: u16, count: u16 },
     /// Accept nothing more, move all connections to another slot, or to the inbox whose sending end comes with this,
     /// and exit.
-    Migrate {
-        /// The other slot, if no descriptor comes.
-        to: u16,
-    },
+    Migrate { to: u16 },
     /// Accept nothing more, and exit when all connections have ended, within the time that their handlers have.
     Drain,
     /// The worker was started to wait, and is to serve from now on.
     Begin,
     /// Fork a child into a slot. With the sending and the receiving end of its inbox, and its end of the channel to the
     /// supervisor.
-    Child {
-        /// The slot.
-        slot: u16,
-    },
+    Child { slot: u16 },
     /// The descriptor is the sending end of a slot's inbox.
-    Tx {
-        /// The slot.
-        slot: u16,
-    },
+    Tx { slot: u16 },
     /// Adopt what lies in the inbox whose receiving end comes with this: its slot has no process for now.
     TakeUp,
     /// Write this log into the file whose descriptor comes with this. Carried out by [`Channel::recv_command`].
@@ -56,45 +42,25 @@ pub enum Command {
     /// Write lines of this level and above. Carried out by [`Channel::recv_command`].
     LogLevel(Level),
     /// Write the list of connections, in place of the filter in it, or the bus that of topics, into the file that comes
-    /// along.
-    List {
-        /// To be given back.
-        ticket: u64,
-    },
+    /// along. Reports give the ticket back.
+    List { ticket: u64 },
     /// Publish the message in the file that comes along.
-    Publish {
-        /// To be given back.
-        ticket: u64,
-    },
+    Publish { ticket: u64 },
     /// Write what the connections of a handler receive into the socket that comes along (wshd-test(1)); without one, no
     /// more.
     Record {
-        /// Its number.
         handler: u16,
         /// What is in longer messages is not written; bytes.
         longest: u32,
-        /// When that began.
         #[serde(with = "nanos")]
         begun: Instant,
     },
     /// Report [`Report::Alive`]. For auxiliary processes: workers have a heartbeat on the scoreboard.
     Ping,
     /// Close all connections that the filter lets through which is in the file that comes along.
-    CloseAll {
-        /// To be given back.
-        ticket: u64,
-        /// Of the Close frames.
-        code: u16,
-    },
+    CloseAll { ticket: u64, code: u16 },
     /// Close a connection.
-    Close {
-        /// To be given back.
-        ticket: u64,
-        /// Its id.
-        conn: u64,
-        /// Of the Close frame.
-        code: u16,
-    },
+    Close { ticket: u64, conn: u64, code: u16 },
 }
 
 /// An instant as its nanoseconds.
@@ -113,54 +79,25 @@ mod nanos {
 /// What a worker or an auxiliary process reports.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Report {
-    /// It serves, or is ready as a standby, with so many handlers loaded and so many that could not be.
-    Ready {
-        /// Handlers in service.
-        loaded: u16,
-        /// Handlers that did not load, or whose `on_worker_start` failed.
-        broken: u16,
-    },
+    /// It serves, or is ready as a standby, with so many handlers in service, and so many that did not load or whose
+    /// `on_worker_start` failed.
+    Ready { loaded: u16, broken: u16 },
     /// An auxiliary process will exit, with the exit code of the server if that is starting, too; why.
     Failed(String),
     /// It crashes, and sends its connections to its slot's inbox.
     Crashed,
     /// It accepts nothing more, and hands its connections over as it was told.
     Leaving,
-    /// It has written its list.
-    Listed {
-        /// Of the command.
-        ticket: u64,
-        /// Connections or topics in the file.
-        listed: u64,
-        /// Connections that are not, as there are too many.
-        left_out: u64,
-    },
-    /// It has been told to close a connection.
-    Closing {
-        /// Of the command.
-        ticket: u64,
-        /// Whether it does; else there is none that it could close.
-        begun: bool,
-    },
-    /// It has published a message.
-    Published {
-        /// Of the command.
-        ticket: u64,
-        /// Connections of this server that are subscribed to the topic.
-        subscribers: u64,
-    },
+    /// So many connections or topics are in the file; so many connections are not, as there are too many.
+    Listed { ticket: u64, listed: u64, left_out: u64 },
+    /// Whether it closes the connection; else there is none that it could close.
+    Closing { ticket: u64, begun: bool },
+    /// It has published a message to so many connections of this server.
+    Published { ticket: u64, subscribers: u64 },
     /// It closes so many connections.
-    ClosingAll {
-        /// Of the command.
-        ticket: u64,
-        /// How many.
-        count: u64,
-    },
-    /// It was forked by its parent, and this is its pid.
-    Born {
-        /// To be checked.
-        pid: i32,
-    },
+    ClosingAll { ticket: u64, count: u64 },
+    /// It was forked by its parent, and says that this is its pid.
+    Born { pid: i32 },
     /// A spare process has got its connection.
     Taken,
     /// Its handlers use topics.
@@ -194,12 +131,12 @@ impl Channel {
         Ok((Channel(ours), Channel(theirs)))
     }
 
-    /// Sends a command. [supervisor]
+    /// [supervisor]
     pub fn send_command(&self, command: Command) -> io::Result<()> {
         self.send(&command, &[])
     }
 
-    /// Sends a command and the descriptors that go with it. [supervisor]
+    /// [supervisor]
     pub fn send_command_with(&self, command: Command, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         self.send(&command, fds)
     }
@@ -229,7 +166,7 @@ impl Channel {
         }
     }
 
-    /// Sends a report. [worker, auxiliary process]
+    /// [worker, auxiliary process]
     pub fn send_report(&self, report: &Report) -> io::Result<()> {
         self.send(report, &[])
     }

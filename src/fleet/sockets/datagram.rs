@@ -78,12 +78,10 @@ pub fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<(usize, O
     Ok((size, fds.pop()))
 }
 
-/// A datagram that was received.
-#[derive(Debug, Default)]
+/// A datagram that was received, with the descriptors for which there was room.
+#[derive(Debug)]
 pub struct Datagram {
-    /// Bytes of it.
     pub size: usize,
-    /// The descriptors that came with it, as far as there was room for them.
     pub fds: Vec<OwnedFd>,
     /// The process that has sent it, where the socket tells (SO_PASSCRED).
     pub sender: Option<i32>,

@@ -6,9 +6,6 @@
 pub const MAX_FACTS: usize = 72 * 1024;
 /// Bytes in front of the fields: the checksum of what follows it, then the flags.
 const FIXED: usize = 5;
-/// Field count, in the order of [`GatewayFacts::fields`].
-const FIELDS: usize = 8;
-
 const TLS: u8 = 1;
 const RESUMED: u8 = 2;
 const HTTP_2: u8 = 4;
@@ -16,7 +13,6 @@ const HTTP_2: u8 = 4;
 /// The facts of one connection. Each field is followed by a NUL where it lies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GatewayFacts<'a> {
-    /// The peer speaks TLS with the gateway.
     pub is_tls: bool,
     /// The TLS session continues an earlier one.
     pub is_resumed: bool,
@@ -66,7 +62,7 @@ impl<'a> GatewayFacts<'a> {
             return None;
         }
         let (flags, mut rest) = (*bytes.get(4)?, bytes.get(FIXED..)?);
-        let mut fields = [None; FIELDS];
+        let mut fields = Self::default().fields();
         for field in &mut fields {
             let (size, after) = rest.split_first_chunk()?;
             let (text, after) = after.split_at_checked(u32::from_ne_bytes(*size) as usize)?;
@@ -101,7 +97,7 @@ impl<'a> GatewayFacts<'a> {
         known.get((which as usize).checked_sub(1)?).copied().flatten().filter(|_| self.is_tls)
     }
 
-    fn fields(&self) -> [Option<&'a [u8]>; FIELDS] {
+    fn fields(&self) -> [Option<&'a [u8]>; 8] {
         let Self { local, hsts, version, cipher, server_name, alpn, subject, chain, .. } = *self;
         [local, hsts, version, cipher, server_name, alpn, subject, chain]
     }

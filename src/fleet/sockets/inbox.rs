@@ -95,7 +95,6 @@ struct ControlBuffer([u8; CONTROL]);
 const CONTROL: usize = unsafe { libc::CMSG_SPACE((MAX_FDS * size_of::<RawFd>()) as u32) } as usize;
 
 impl Parcel {
-    /// An empty one.
     pub const fn new() -> Self {
         Parcel {
             slices: [MaybeUninit::uninit(); SLICES],
@@ -112,12 +111,6 @@ impl Parcel {
         self.count < MAX_FDS && self.used + PIECES <= SLICES && self.bytes + bytes <= MAX_BYTES
     }
 
-    /// Whether nothing is in it.
-    pub fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-
-    /// The descriptors in it.
     pub fn fds(&self) -> &[RawFd] {
         self.fds.get(..self.count).unwrap_or_default()
     }
@@ -186,12 +179,6 @@ impl Parcel {
         }
         self.clear();
         Ok(())
-    }
-}
-
-impl Default for Parcel {
-    fn default() -> Self {
-        Parcel::new()
     }
 }
 

@@ -58,9 +58,7 @@ pub struct Binding {
 /// The address really bound.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Bound {
-    /// IPv4 or IPv6.
     Tcp(SocketAddr),
-    /// A path.
     Unix(PathBuf),
 }
 
@@ -90,7 +88,6 @@ impl fmt::Display for Bound {
 #[derive(Debug)]
 pub struct Listener {
     fd: OwnedFd,
-    /// Where it listens.
     pub address: Bound,
     /// Device and inode of a Unix socket's file.
     file: Option<(u64, u64)>,
@@ -192,7 +189,6 @@ impl AsFd for Listener {
 pub struct BindError {
     /// As configured, or of several the one that failed.
     pub address: String,
-    /// Why.
     pub source: io::Error,
 }
 

@@ -9,14 +9,12 @@ use super::datagram;
 /// Both ends, which are non-blocking.
 #[derive(Debug)]
 pub struct SocketQueue {
-    /// The sending end.
     pub tx: OwnedFd,
-    /// The receiving end. More than one process may have it: each datagram comes to one of them.
+    /// More than one process may have this end: each datagram comes to one of them.
     pub rx: OwnedFd,
 }
 
 impl SocketQueue {
-    /// A new, empty one.
     pub fn new() -> io::Result<Self> {
         let (tx, rx) = datagram::pair()?;
         Ok(Self { tx, rx })
@@ -28,7 +26,6 @@ impl SocketQueue {
         Ok(Self { tx, rx })
     }
 
-    /// Whether there is something in it.
     pub fn has_mail(&self) -> bool {
         datagram::is_readable(self.rx.as_fd())
     }

@@ -126,8 +126,7 @@ fn at(ip: impl Into<IpAddr>, port: [u8; 2], transport: u8) -> Option<SocketAddr>
 fn check_vectors(header: &[u8], mut rest: &[u8]) -> Result<(), &'static str> {
     while let [kind, high, low, after @ ..] = rest {
         let size = usize::from(u16::from_be_bytes([*high, *low]));
-        let (value, next) =
-            after.split_at_checked(size).ok_or("a vector that is longer than its header")?;
+        let (value, next) = after.split_at_checked(size).ok_or("a vector that is longer than its header")?;
         if *kind == CHECKSUM {
             let sum: [u8; 4] = value.try_into().map_err(|_| "a checksum that is not 4 bytes")?;
             let start = header.len() - next.len() - sum.len();

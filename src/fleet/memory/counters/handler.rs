@@ -27,17 +27,14 @@ impl Count {
         self.add(number.wrapping_neg());
     }
 
-    /// The number.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// This number instead.
     pub fn set(&self, value: u64) {
         self.0.store(value, Ordering::Relaxed);
     }
 
-    /// There is nothing any more.
     pub fn clear(&self) {
         self.set(0);
     }
@@ -99,26 +96,10 @@ pub const STATUSES: [u16; 31] = [
 ];
 
 /// What a Close code is counted as.
+#[rustfmt::skip]
 pub const CLOSE_CODES: [&str; 19] = [
-    "1000",
-    "1001",
-    "1002",
-    "1003",
-    "1004",
-    "1005",
-    "1006",
-    "1007",
-    "1008",
-    "1009",
-    "1010",
-    "1011",
-    "1012",
-    "1013",
-    "1014",
-    "1015",
-    "3000-3999",
-    "4000-4999",
-    "other",
+    "1000", "1001", "1002", "1003", "1004", "1005", "1006", "1007", "1008", "1009", "1010", "1011", "1012", "1013", "1014",
+    "1015", "3000-3999", "4000-4999", "other",
 ];
 
 /// Who may close a connection, as numbered in `ws_handler.h`, from 1 on.
@@ -147,17 +128,13 @@ impl TopicCounters {
     }
 }
 
-/// Messages and payload bytes.
+/// Messages and payload bytes, received and sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Traffic {
-    /// Messages received.
     pub messages_in: u64,
-    /// Payload bytes received.
     pub bytes_in: u64,
-    /// Messages sent.
     pub messages_out: u64,
-    /// Payload bytes sent.
     pub bytes_out: u64,
 }
 
@@ -178,19 +155,15 @@ impl Traffic {
 #[derive(Debug, Default)]
 #[repr(C, align(64))]
 pub struct HandlerCounters {
-    /// Messages received.
     pub messages_in: Count,
-    /// Payload bytes received.
+    /// Of payload; the same below.
     pub bytes_in: Count,
-    /// Messages sent.
     pub messages_out: Count,
-    /// Payload bytes sent.
     pub bytes_out: Count,
     /// WebSockets that are open now.
     pub open: Count,
     /// Messages and Pings that were not sent because the queue was full. Any thread.
     pub refused: Count,
-    /// Messages of topics.
     pub topics: TopicCounters,
     statuses: [Count; STATUSES.len() + 1],
     closes: [[Count; CLOSE_CODES.len()]; CLOSERS.len()],
@@ -212,7 +185,6 @@ impl HandlerCounters {
         self.bytes_out.add(bytes as u64);
     }
 
-    /// Received and sent.
     pub fn traffic(&self) -> Traffic {
         Traffic {
             messages_in: self.messages_in.get(),
@@ -224,16 +196,17 @@ impl HandlerCounters {
 
     /// A request was answered with this status; 0: not at all.
     pub fn count_status(&self, status: u16) {
-        let index = STATUSES.iter().position(|known| *known == status).unwrap_or(STATUSES.len());
-        if let Some(count) = self.statuses.get(index) {
-            count.add(1);
-        }
+        self.of_status(status).add(1);
     }
 
-    /// Requests answered with this status; with 0, with another than [`STATUSES`], or not at all.
+    /// Requests answered with this status; for 0, with another than [`STATUSES`], or not at all.
     pub fn status(&self, status: u16) -> u64 {
-        let index = STATUSES.iter().position(|known| *known == status).unwrap_or(STATUSES.len());
-        self.statuses.get(index).map_or(0, Count::get)
+        self.of_status(status).get()
+    }
+
+    fn of_status(&self, status: u16) -> &Count {
+        let index = STATUSES.iter().position(|known| *known == status);
+        &self.statuses[index.unwrap_or(STATUSES.len())]
     }
 
     /// Requests answered, or not, in all.
@@ -267,20 +240,10 @@ impl HandlerCounters {
 
     /// All but the times.
     fn counts(&self) -> impl Iterator<Item = &Count> {
-        let HandlerCounters {
-            messages_in,
-            bytes_in,
-            messages_out,
-            bytes_out,
-            open,
-            refused,
-            topics,
-            statuses,
-            closes,
-            times: _,
-        } = self;
+        let HandlerCounters { messages_in, bytes_in, messages_out, bytes_out, open, refused, .. } = self;
         let single = [messages_in, bytes_in, messages_out, bytes_out, open, refused];
-        single.into_iter().chain(topics.all()).chain(statuses).chain(closes.iter().flatten())
+        let by_reason = self.statuses.iter().chain(self.closes.iter().flatten());
+        single.into_iter().chain(self.topics.all()).chain(by_reason)
     }
 
     pub(super) fn clear(&self) {
