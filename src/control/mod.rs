@@ -38,8 +38,6 @@ pub struct Control {
     socket: Option<Socket>,
     /// When the supervisor started.
     started: Instant,
-    /// Requests that were read and not yet served.
-    asked: Vec<Asked>,
     /// Those that wait for other processes.
     pending: Vec<Pending>,
     /// What is recorded, if something is.
@@ -95,22 +93,21 @@ impl Control {
         pending.chain(self.socket.as_ref().and_then(Socket::deadline)).min()
     }
 
-    /// Reads requests and sends answers as far as possible without waiting; true if [`serve`](Self::serve) has
-    /// something to do.
-    pub fn read(&mut self, accepts: bool, now: Instant) -> bool {
-        let asked = self.socket.as_mut().map(|socket| socket.turn(accepts, now));
-        self.asked.extend(asked.into_iter().flatten());
+    /// Reads requests and sends answers as far as possible without waiting; None if [`serve`](Self::serve) has nothing
+    /// to do.
+    pub fn read(&mut self, accepts: bool, now: Instant) -> Option<Vec<Asked>> {
+        let asked = self.socket.as_mut().map(|socket| socket.turn(accepts, now)).unwrap_or_default();
         let is_over = self.recording.as_ref().is_some_and(Recording::is_over);
-        is_over || !self.asked.is_empty() || !self.pending.is_empty()
+        (is_over || !asked.is_empty() || !self.pending.is_empty()).then_some(asked)
     }
 
     /// Answers the requests that were read, and those whose workers have replied or are late. Returns those that the
     /// supervisor has to carry out: a reload ends with [`reload_ends`](Self::reload_ends), an upgrade with
     /// [`upgrade_ends`](Self::upgrade_ends), a stop was answered; the others end with [`answer`](Self::answer).
-    pub fn serve(&mut self, view: &View<'_>, now: Instant) -> Vec<(Number, Request)> {
+    pub fn serve(&mut self, asked: Vec<Asked>, view: &View<'_>, now: Instant) -> Vec<(Number, Request)> {
         let mut to_do = Vec::new();
         self.end_recording(view);
-        for Asked { client, pid, uid, line, fd } in std::mem::take(&mut self.asked) {
+        for Asked { client, pid, uid, line, fd } in asked {
             let outcome = Request::read(&line).and_then(|request| {
                 if let Some(change) = request.change() {
                     log::info!("wshd ctl: process {pid} of user {uid} requests: {change}");

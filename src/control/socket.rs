@@ -69,11 +69,9 @@ enum State {
 
 /// A line that a client has sent.
 pub struct Asked {
-    /// The client.
     pub client: Number,
     /// Its process; 0 if that is of another namespace.
     pub pid: i32,
-    /// Its user.
     pub uid: u32,
     /// Without the end of the line.
     pub line: Vec<u8>,

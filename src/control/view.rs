@@ -28,11 +28,8 @@ const HUNG: Duration = Duration::from_secs(5);
 
 /// What a request can see of the server.
 pub struct View<'a> {
-    /// The running configuration.
     pub config: &'a Config,
-    /// The handlers.
     pub routes: &'a Routes,
-    /// Where the server listens.
     pub listeners: &'a [Arc<Listener>],
     /// What workers do and count, and whether handlers are served.
     pub shared: Shared,
@@ -40,7 +37,6 @@ pub struct View<'a> {
     pub processes: Vec<Process<'a>>,
     /// The process of the bus, if there is one, and where it takes commands.
     pub bus: Option<(i32, &'a Channel)>,
-    /// Whether an upgrade is under way.
     pub is_upgrading: bool,
     /// The longest that the supervisor has not listened, since the server was ready.
     pub longest_turn: Duration,
@@ -50,7 +46,6 @@ pub struct View<'a> {
 
 /// A worker, or the slot of one that is to come back.
 pub struct Process<'a> {
-    /// Its slot.
     pub slot: usize,
     /// None: the slot waits for a new process.
     pub pid: Option<Pid>,

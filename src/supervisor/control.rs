@@ -22,12 +22,12 @@ impl Supervisor {
     /// Serves clients of the control socket. While another executable still serves, it is the one to be asked.
     pub(super) fn serve_control(&mut self) {
         let now = clock::now();
-        let accepts = !self.upgrade.is_superseded();
-        if self.upgrade.predecessor.is_some() || !self.host.control.read(accepts, now) {
+        if self.upgrade.predecessor.is_some() {
             return;
         }
+        let Some(asked) = self.host.control.read(!self.upgrade.is_superseded(), now) else { return };
         let mut control = std::mem::take(&mut self.host.control); // the view borrows the rest
-        let requests = control.serve(&self.view(), now);
+        let requests = control.serve(asked, &self.view(), now);
         self.host.control = control;
         for (client, request) in requests {
             self.operate(client, request);

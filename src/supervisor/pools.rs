@@ -110,8 +110,10 @@ impl Supervisor {
 
     /// All per-connection processes are on their way out: the server stops.
     pub(super) fn stop_pools(&mut self) {
-        for slot in self.pools.slots.clone() {
-            self.stop_worker(slot, self.stop_command());
+        let is_ours = |process: &Process| matches!(process.role, Role::PerConnection(_));
+        let ours = self.processes.iter().filter(|(_, process)| is_ours(process));
+        for pid in ours.map(|(pid, _)| pid).collect::<Vec<_>>() {
+            self.stop_process(pid, self.stop_command());
         }
     }
 

@@ -8,7 +8,6 @@ use nix::unistd::Pid;
 use super::policy::slots::Event;
 use super::processes::{GRACE, Process};
 use super::role::Role;
-use super::workers::limit;
 use super::{Supervisor, errand};
 use crate::clock;
 use crate::exit::Exit;
@@ -90,11 +89,12 @@ impl Supervisor {
             (Report::Crashed, _) => {
                 let is_late = self.processes.get(pid).is_some_and(Process::is_late);
                 self.processes.set_role(pid, Role::Crashed);
-                let stop = self.slots.is_stopping().then(|| (self.stop_command(), self.end_of_stop()));
                 if let Some(process) = self.processes.get_mut(pid) {
                     process.channel = None;
                     process.set_deadline(now + LAST_WORDS, "exit in time after its crash");
-                    stop.into_iter().for_each(|(command, end)| limit(process, command, end));
+                }
+                if self.slots.is_stopping() {
+                    self.stop_process(pid, self.stop_command());
                 }
                 let (line, event) = self.on_crash(slot, pid, role);
                 match role {

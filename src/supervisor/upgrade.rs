@@ -172,7 +172,7 @@ impl Upgrade {
 
     /// Whether another executable serves in the place of this one.
     pub fn is_superseded(&self) -> bool {
-        self.policy.is_serving()
+        self.policy == policy::UpgradeState::Serving
     }
 
     /// Whether the server that this one has replaced still hands connections over.
@@ -296,7 +296,7 @@ impl Supervisor {
     /// Whether another server has the listening sockets, too, or may have to take them back.
     fn note_sharing(&self) {
         let Upgrade { policy, predecessor, old_server, .. } = &self.upgrade;
-        let has_new_server = policy.is_pending() || policy.is_serving();
+        let has_new_server = policy.is_pending() || self.upgrade.is_superseded();
         let are_shared = has_new_server || predecessor.is_some() || old_server.is_some();
         self.shared.scoreboard.share_sockets(are_shared);
         if self.slots.is_stopping() {

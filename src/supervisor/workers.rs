@@ -110,12 +110,17 @@ impl Supervisor {
 
     /// Tells the worker of a slot to stop or quit, in time.
     pub(super) fn stop_worker(&mut self, slot: usize, command: Command) {
-        self.command(slot, command, None);
+        self.processes.holder(slot).into_iter().for_each(|pid| self.stop_process(pid, command));
+    }
+
+    /// Tells a process to stop or quit, in time.
+    pub(super) fn stop_process(&mut self, pid: Pid, command: Command) {
+        let _ = self.processes.command(pid, command, None); // it is gone, or will be killed
         let end = self.end_of_stop();
-        let holder = self.processes.holder(slot);
-        if let Some(process) = holder.and_then(|pid| self.processes.get_mut(pid)) {
-            limit(process, command, end);
-        }
+        self.processes.get_mut(pid).into_iter().for_each(|process| match command {
+            Command::Quit => process.kill_at(clock::now() + GRACE),
+            _ => process.hurry(end, EXIT),
+        });
     }
 
     /// What processes are told when the server stops.
@@ -125,16 +130,10 @@ impl Supervisor {
 
     /// The server stops: those that leave anyway have to be quick.
     pub(super) fn hurry(&mut self) {
-        let (command, end) = (self.stop_command(), self.end_of_stop());
-        let leaving = self
-            .processes
-            .iter()
-            .filter(|(_, process)| matches!(process.role, Role::Draining | Role::Crashed | Role::Leaving(_)));
+        let leaves = |role| matches!(role, Role::Draining | Role::Crashed | Role::Leaving(_));
+        let leaving = self.processes.iter().filter(|(_, process)| leaves(process.role));
         for pid in leaving.map(|(pid, _)| pid).collect::<Vec<_>>() {
-            let _ = self.processes.command(pid, command, None); // it is gone, or will be killed
-            if let Some(process) = self.processes.get_mut(pid) {
-                limit(process, command, end);
-            }
+            self.stop_process(pid, self.stop_command());
         }
     }
 
@@ -279,13 +278,5 @@ impl Supervisor {
             record.end();
             self.shared.scoreboard.changed();
         }
-    }
-}
-
-/// Until when a process that was told to stop or quit may take.
-pub(super) fn limit(process: &mut Process, command: Command, end: Instant) {
-    match command {
-        Command::Quit => process.kill_at(clock::now() + GRACE),
-        _ => process.hurry(end, EXIT),
     }
 }

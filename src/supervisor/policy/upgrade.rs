@@ -64,11 +64,6 @@ impl UpgradeState {
         self == UpgradeState::Starting
     }
 
-    /// Whether the other executable serves.
-    pub fn is_serving(self) -> bool {
-        self == UpgradeState::Serving
-    }
-
     /// Something has happened: what is to be done.
     pub fn on(&mut self, event: Event) -> Vec<Action> {
         let (state, actions) = match (*self, event) {
