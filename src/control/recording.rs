@@ -12,7 +12,9 @@ use serde_json::Value;
 
 use super::Control;
 use super::view::View;
+use crate::config::Config;
 use crate::ctl::record::ENDED;
+use crate::fleet::routes::Routes;
 use crate::fleet::sockets::control::{Channel, Command};
 use crate::fleet::sockets::datagram;
 use crate::time::Instant;
@@ -63,14 +65,21 @@ impl Control {
         let (Some(number), Some(handler)) = (number, handler) else {
             return Err(format!("no handler serves {}: see wshd ctl status", resource.escape_debug()));
         };
-        let route = view.routes.get(number);
-        let pool = route.map_or(0, |route| view.config.pool_of(&route.resource));
         let order = Command::Record { handler: number, longest, begun: now };
-        let resource = resource.to_owned();
-        let recording = Recording { socket, resource, pool: u16::try_from(pool).unwrap_or_default(), order };
+        let (pool, resource) = (pool_of(view.config, view.routes, number), resource.to_owned());
+        let recording = Recording { socket, resource, pool, order };
         tell(view, &recording, true);
         self.recording = Some(recording);
         serde_json::to_value(handler).map_err(|error| error.to_string())
+    }
+
+    /// Another generation is in force, in which the handler may be in another pool.
+    pub fn follow_recording(&mut self, config: &Config, routes: &Routes) {
+        if let Some(recording) = &mut self.recording
+            && let Some(number) = routes.find(&recording.resource)
+        {
+            recording.pool = pool_of(config, routes, number);
+        }
     }
 
     /// A new process of this pool takes part.
@@ -88,6 +97,10 @@ impl Control {
             log::info!("recording of {} ended", recording.resource.escape_debug());
         }
     }
+}
+
+fn pool_of(config: &Config, routes: &Routes, handler: u16) -> u16 {
+    routes.get(handler).map_or(0, |route| config.pool_of(&route.resource) as u16)
 }
 
 /// Has the processes of its pool begin, or end it.

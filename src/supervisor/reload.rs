@@ -124,6 +124,7 @@ impl Supervisor {
         let deadline = self.drain_deadline(None);
         self.auxiliaries.commit(&mut self.processes, deadline);
         self.generation = new;
+        self.host.control.follow_recording(&self.generation.config, &self.generation.routes);
         self.rolling.former_log = None;
         self.maintenance.certificates = None;
         let watch = self.processes.in_role(Role::Errand(Errand::WatchCertificates)).next();

@@ -167,6 +167,7 @@ impl Supervisor {
             record.set_state(State::Running); // from here on it has to respond
         }
         self.command(slot, Command::Begin, None);
+        self.join_recording(pid);
         self.maintenance.begin_rebalance(clock::now());
         self.slots.on(slots::Event::Adopted(slot), clock::now());
     }

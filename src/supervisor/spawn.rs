@@ -186,12 +186,18 @@ impl Supervisor {
     /// A child that was forked is in the table from now on.
     pub(super) fn enter(&mut self, pid: Pid, mut process: Process) {
         let record = process.slot.and_then(|slot| self.shared.scoreboard.slot(slot));
-        if let (Some(record), Some(channel)) = (record, &process.channel) {
-            record.set_pid(pid.as_raw());
-            self.host.control.join_recording(record.place().pool, channel);
-        }
+        record.inspect(|record| record.set_pid(pid.as_raw()));
         process.set_deadline(clock::now() + START, READY);
         self.processes.insert(pid, process);
+        self.join_recording(pid);
+    }
+
+    /// A process that may have connections from now on takes part in a recording; a standby does when it begins.
+    pub(super) fn join_recording(&self, pid: Pid) {
+        let process = self.processes.get(pid).filter(|process| process.role != Role::Standby);
+        if let Some(Process { slot: Some(slot), channel: Some(channel), .. }) = process {
+            self.host.control.join_recording(self.place_of(*slot).pool, channel);
+        }
     }
 
     fn become_child<T>(&self, supervisor: Pid, config: Arc<Config>, task: Task) -> Flow<T> {

@@ -165,6 +165,21 @@ fn a_recording_goes_on_when_connections_move() {
 }
 
 #[test]
+fn a_recording_goes_on_when_a_reload_gives_the_handler_a_pool() {
+    let dir = Dir::new();
+    dir.handler("fragile", FRAGILE);
+    let config = dir.path().join("w.conf");
+    std::fs::write(&config, "").unwrap();
+    let (mut server, control) = start(&dir, &["--config", config.to_str().unwrap()]);
+    let recording = Recording::start(&control, "/fragile", dir.path().join("moved.test"), &[]);
+    std::fs::write(&config, "[handler.'/fragile']\nisolation = 'pool'\n").unwrap();
+    server.ctl_says(&control, &["reload"]);
+    ask(&mut connect(&server.address(), "/fragile"), "to the pool");
+    recording.has("to the pool");
+    server.stop();
+}
+
+#[test]
 fn a_recording_is_bounded() {
     let dir = Dir::new();
     dir.handler("fragile", FRAGILE);
