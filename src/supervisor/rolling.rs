@@ -126,8 +126,9 @@ impl Supervisor {
             Ok((pid, slot)) => log::debug!("{}[{pid}] is starting, as a standby", self.name(slot)),
             Err(error) => {
                 let name = generation.config.worker_name(place.pool, place.number);
-                log::error!("{name}: cannot fork: {error}");
-                self.rolling.policy.on(Event::Failed(place, format!("{name} cannot be forked: {error}")));
+                let why = format!("{name}: cannot fork: {error}");
+                log::error!("{why}");
+                self.rolling.policy.on(Event::Failed(place, why));
             }
         }
         ControlFlow::Continue(())

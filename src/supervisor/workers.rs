@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use super::death::Cause;
 use super::policy::slots::Event;
 use super::policy::upgrade;
-use super::processes::{EXIT, GRACE, Process};
+use super::processes::{EXIT, GRACE};
 use super::role::{Errand, Role};
 use super::{Flow, Supervisor, logs, spawn};
 use crate::clock;
@@ -214,37 +214,33 @@ impl Supervisor {
             (Role::Standby, Some(slot)) => {
                 let death = self.on_death((slot, pid), &process, cause);
                 let why = death.map_or_else(|| cause.to_string(), |(why, _)| why);
-                self.vacate(slot, &process);
                 self.standby_failed(slot, pid, &why);
             }
             (Role::Worker, Some(slot)) => {
                 let death = self.on_death((slot, pid), &process, cause);
-                self.vacate(slot, &process);
                 // One that was to leave is not restarted, unless its inbox has something: the next one is to leave.
                 let leaves = process.is_retiring || self.rolling.policy.is_retiring(slot);
-                if leaves && !self.processes.has_mail(slot) {
-                    return self.left(slot);
+                match leaves && !self.processes.has_mail(slot) {
+                    true => self.left(slot),
+                    false => self.slots.on(death.map_or(Event::Died(slot), |(_, event)| event), clock::now()),
                 }
-                self.slots.on(death.map_or(Event::Died(slot), |(_, event)| event), clock::now());
             }
             (Role::PerConnection(_), Some(slot)) => {
                 self.on_death((slot, pid), &process, cause);
                 self.on_per_connection_death(slot);
-                self.vacate(slot, &process);
             }
-            (Role::Draining, Some(slot)) => {
-                match cause {
-                    Cause::Ended(0) => log::info!("{}[{pid}] exited, replaced", self.name(slot)),
-                    _ => drop(self.on_death((slot, pid), &process, cause)),
-                }
-                self.vacate(slot, &process);
-            }
-            (Role::Crashed, Some(slot)) => {
-                self.vacate(slot, &process);
-                self.tell_rescue(slot, pid);
-            }
-            (Role::Dismissed, Some(slot)) => self.vacate(slot, &process),
-            (_, None) => {}
+            (Role::Draining, Some(slot)) => match cause {
+                Cause::Ended(0) => log::info!("{}[{pid}] exited, replaced", self.name(slot)),
+                _ => drop(self.on_death((slot, pid), &process, cause)),
+            },
+            (Role::Crashed, Some(slot)) => self.tell_rescue(slot, pid),
+            (Role::Dismissed, _) | (_, None) => {}
+        }
+        // The record of its slot is that of nobody, unless another process has it already.
+        let record = process.slot.and_then(|slot| self.shared.scoreboard.slot(slot));
+        if let Some(record) = record.filter(|record| record.generation() == process.generation) {
+            record.end();
+            self.shared.scoreboard.changed();
         }
     }
 
@@ -268,15 +264,5 @@ impl Supervisor {
         let route = self.generation.routes.handlers().get(usize::from(handler));
         let entry = route.map_or(OTHER, |route| self.shared.counters.entry_of(&route.resource));
         self.shared.counters.entry(entry).map(count);
-    }
-
-    /// The record of a slot is that of nobody, unless another process has it already.
-    pub(super) fn vacate(&self, slot: usize, process: &Process) {
-        if let Some(record) = self.shared.scoreboard.slot(slot)
-            && record.generation() == process.generation
-        {
-            record.end();
-            self.shared.scoreboard.changed();
-        }
     }
 }
