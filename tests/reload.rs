@@ -567,6 +567,20 @@ fn a_reload_whose_second_worker_fails_changes_nothing() {
 }
 
 #[test]
+fn a_new_handler_in_which_a_new_worker_dies_is_named() {
+    let dir = Dir::new();
+    install(&dir, "chat", &versioned(1, ""));
+    let config = dir.path().join("w.conf");
+    fs::write(&config, "").unwrap();
+    let mut server = Server::start(&dir, &["--workers", "1", "--config", config.to_str().unwrap()]);
+    install(&dir, "new", &versioned(1, "abort();"));
+    refused(&server, "SIGABRT in on_worker_start of versioned");
+    fs::write(&config, "[handler.'/new']\nisolation = 'pool'\n").unwrap();
+    refused(&server, "the new worker new/0[");
+    server.stop();
+}
+
+#[test]
 fn a_new_worker_that_dies_as_soon_as_it_is_ready_is_started_again() {
     let dir = Dir::new();
     install(&dir, "chat", &versioned(1, ""));

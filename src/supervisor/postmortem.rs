@@ -65,10 +65,10 @@ impl Supervisor {
             return (String::new(), Event::Crashed(slot, false));
         };
         let crash = record.crash.facts();
-        let suspect =
-            record.crash.last().filter(|(handler, _)| self.own_handler(slot, Some(*handler)).is_some());
+        let is_own = |handler| self.own_handler((slot, role), Some(handler)).is_some();
+        let suspect = record.crash.last().filter(|(handler, _)| is_own(*handler));
         let isolated = self.generation.isolated_in(usize::from(record.place().pool));
-        let handler = self.own_handler(slot, crash.handler()).or(isolated);
+        let handler = self.own_handler((slot, role), crash.handler()).or(isolated);
         let facts = self.shared.crash_reports.get(usize::from(record.place().pool), slot);
         let facts = facts.map(|report| report.read(&crash)).unwrap_or_default();
         let cause = Cause::of_crash(crash.signal, crash.address);
@@ -78,7 +78,7 @@ impl Supervisor {
         let is_at_start = is_start(crash.callback) || is_young && crash.conn == 0;
         let call = (crash.callback, crash.conn);
         let skipped = self.processes.get(pid).map(|process| process.skipped.clone()).unwrap_or_default();
-        let line = self.tell((slot, pid), cause, handler, call, facts);
+        let line = self.tell((slot, pid, role), cause, handler, call, facts);
         let is_hindered = self.judge((slot, role, &skipped), handler, crash.conn, is_at_start);
         if let Some(suspect) = suspect.filter(|_| handler.is_none()) {
             self.suspect(suspect);
@@ -86,9 +86,15 @@ impl Supervisor {
         (line, if is_hindered { Event::Hindered(slot) } else { Event::Crashed(slot, crash.conn != 0) })
     }
 
+    /// What a process is made of.
+    fn generation_of(&self, role: Role) -> &Generation {
+        let on_trial = self.rolling.of_standbys().filter(|_| role == Role::Standby);
+        on_trial.unwrap_or(&self.generation)
+    }
+
     /// A handler that a process of this slot may have died in: of its own pool. Its memory can say anything.
-    fn own_handler(&self, slot: usize, handler: Option<u16>) -> Option<u16> {
-        let Generation { config, routes, .. } = self.rolling.of_standbys().unwrap_or(&self.generation);
+    fn own_handler(&self, (slot, role): (usize, Role), handler: Option<u16>) -> Option<u16> {
+        let Generation { config, routes, .. } = self.generation_of(role);
         let pool = usize::from(self.place_of(slot).pool);
         handler.filter(|handler| {
             let route = routes.get(*handler);
@@ -113,9 +119,9 @@ impl Supervisor {
         }
         let (handler, callback, conn) =
             current.map_or((None, 0, 0), |(handler, callback, conn)| (Some(handler), callback, conn));
-        let handler = self.own_handler(slot, handler);
+        let handler = self.own_handler((slot, process.role), handler);
         let facts = current.map(|_| self.facts_of(record.call)).unwrap_or_default();
-        let line = self.tell((slot, pid), cause, handler, (callback, conn), facts);
+        let line = self.tell((slot, pid, process.role), cause, handler, (callback, conn), facts);
         // Whoever was killed from outside would have started.
         let is_its_own = process.is_late() || cause != Cause::Killed(Signal::SIGKILL as i32);
         let handler = handler.filter(|_| is_its_own || !is_start(callback));
@@ -192,7 +198,7 @@ impl Supervisor {
     /// Logs and records a death; returns how the process died.
     fn tell(
         &mut self,
-        (slot, pid): (usize, Pid),
+        (slot, pid, role): (usize, Pid, Role),
         cause: Cause,
         handler: Option<u16>,
         (callback, conn): (u32, u64),
@@ -200,7 +206,7 @@ impl Supervisor {
     ) -> String {
         self.count_death(slot, cause, handler);
         let worker = self.name(slot);
-        let route = handler.and_then(|handler| self.generation.routes.get(handler));
+        let route = handler.and_then(|handler| self.generation_of(role).routes.get(handler));
         let death =
             Death { worker: &worker, pid: pid.as_raw(), cause, handler: route, callback, conn, facts };
         let line = death.line();

@@ -28,7 +28,10 @@ impl Supervisor {
     /// What a worker is called in the log.
     pub(super) fn name(&self, slot: usize) -> String {
         let Place { pool, number } = self.place_of(slot);
-        self.generation.config.worker_name(pool, number)
+        // A pool that a reload adds is in force once all new workers are ready.
+        let is_new = usize::from(pool) >= self.generation.config.pools.len();
+        let generation = self.rolling.of_standbys().filter(|_| is_new).unwrap_or(&self.generation);
+        generation.config.worker_name(pool, number)
     }
 
     pub(super) fn start_worker(&mut self, slot: usize) -> Flow {
