@@ -5,6 +5,7 @@ use std::fmt::{self, Write as _};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use rustix::process::{WaitOptions, waitpid};
+use strum::IntoStaticStr;
 
 use super::plural;
 use crate::ffi::callback_name;
@@ -14,7 +15,8 @@ use crate::fleet::memory::crash_report::{CrashDetails, MessageExcerpt};
 use crate::fleet::routes::Route;
 
 /// How a process ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr)]
+#[strum(serialize_all = "lowercase")]
 pub enum Cause {
     /// A signal that its own code has raised, and the address that could not be used.
     Crash(Signal, u64),
@@ -49,13 +51,7 @@ impl Cause {
 
     /// The one word for it in a record.
     pub fn name(self) -> &'static str {
-        match self {
-            Cause::Crash(..) => "crash",
-            Cause::Exit => "exit",
-            Cause::Hang => "hang",
-            Cause::Killed(_) => "killed",
-            Cause::Ended(_) => "ended",
-        }
+        self.into()
     }
 
     /// The signal of which it died.
@@ -106,9 +102,7 @@ impl fmt::Display for Cause {
 pub struct Death<'a> {
     /// The worker's name.
     pub worker: &'a str,
-    /// Its process.
     pub pid: i32,
-    /// How it died.
     pub cause: Cause,
     /// The handler it died in.
     pub handler: Option<&'a Route>,

@@ -1,6 +1,7 @@
 //! What a process is for. Values only; which processes there are is in `processes`.
 
 use nix::unistd::Pid;
+use strum::IntoStaticStr;
 
 /// What the supervisor would have to wait for if it did it itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +53,8 @@ pub enum Role {
 }
 
 /// What an auxiliary process does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr)]
+#[strum(serialize_all = "lowercase")]
 pub enum Kind {
     /// Serves metrics over HTTP.
     Metrics,
@@ -69,11 +71,6 @@ impl Kind {
 
     /// Its name in the log and in `ps`.
     pub fn name(self) -> &'static str {
-        match self {
-            Kind::Metrics => "metrics",
-            Kind::Gateway => "gateway",
-            Kind::Bus => "bus",
-            Kind::Cgi => "cgi",
-        }
+        self.into()
     }
 }

@@ -13,10 +13,9 @@ const MOST_WORKERS: usize = 1024;
 impl Supervisor {
     /// Changes the number of workers of a pool; workers are added or removed one after another.
     pub(super) fn change_workers(&mut self, pool: &str, change: Change) -> Result<Value, String> {
-        let number =
-            self.generation.config.pools.iter().position(|known| known.name == pool && known.workers > 0);
-        let number = number.and_then(|number| u16::try_from(number).ok());
-        let number = number.ok_or_else(|| format!("there is no pool {pool}: see wshd ctl status"))?;
+        let config = &self.generation.config;
+        let number = config.pool(pool).filter(|number| config.pools[*number].workers > 0);
+        let number = number.ok_or_else(|| format!("there is no pool {pool}: see wshd ctl status"))? as u16;
         if self.generation.config.is_parent(number, 0) {
             return Err(format!("expected another pool: {pool} has a process for each connection"));
         }
