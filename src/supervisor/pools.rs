@@ -89,7 +89,11 @@ impl Supervisor {
                     self.dismiss_idle(pool, Some(parent));
                     let may_fork =
                         self.pools.retries.get(&pool).is_none_or(|retry| retry.not_before() <= now);
-                    if may_fork && let Err(error) = self.ask_parent(pool, parent, wanted) {
+                    // One that has as many commands as it can hold is asked for the rest later.
+                    if may_fork
+                        && let Err(error) = self.ask_parent(pool, parent, wanted)
+                        && error.kind() != io::ErrorKind::WouldBlock
+                    {
                         log::error!("{}[{parent}]: cannot fork: {error}", self.name(slot));
                         self.pools.failed(pool, now);
                     }
@@ -183,6 +187,7 @@ impl Supervisor {
             let pool = self.generation.config.pools.get(usize::from(self.place_of(*slot).pool));
             pool.is_none_or(|pool| pool.workers == 0 || pool.children.is_none())
                 && self.shared.scoreboard.slot(*slot).is_some_and(|slot| slot.state() == State::Empty)
+                && !self.processes.has_mail(*slot)
         };
         let left_over = self.pools.slots.iter().copied().find(is_left_over);
         let slot = left_over.unwrap_or(self.processes.slots());
@@ -218,7 +223,6 @@ impl Supervisor {
     pub(super) fn read_forked(&mut self) {
         for pending in std::mem::take(&mut self.pools.pending) {
             let Pending { slot, generation, parent, .. } = pending;
-            let forks = self.parent_of(self.place_of(slot).pool).is_some_and(|(_, pid)| pid == parent);
             match pending.channel.recv_report() {
                 // Only a child of this process may be sent signals and be waited for.
                 Ok(Some(Report::Born { pid: raw }))
@@ -234,7 +238,7 @@ impl Supervisor {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.pools.pending.push(pending),
                 // Its parent leaves, or is gone, which has been said: the next one is asked.
-                Ok(None) if self.slots.is_stopping() || !forks => self.give_up(slot),
+                Ok(None) if self.slots.is_stopping() || !self.is_parent(parent, slot) => self.give_up(slot),
                 other => {
                     let why = match other {
                         Ok(Some(_)) => "unexpected report".to_owned(),
@@ -258,6 +262,10 @@ impl Supervisor {
             parent.into_iter().for_each(|parent| parent.hurry(now, "fork in time"));
             self.fork_failed(slot);
         }
+    }
+
+    fn is_parent(&self, pid: Pid, slot: usize) -> bool {
+        self.parent_of(self.place_of(slot).pool).is_some_and(|(_, parent)| parent == pid)
     }
 
     /// No process comes into this slot.
