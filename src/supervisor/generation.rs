@@ -134,12 +134,8 @@ impl Generation {
 
     /// The handler that a pool isolates.
     pub fn isolated_in(&self, pool: usize) -> Option<u16> {
-        let is_ours = |(_, route): &(u16, &Route)| self.config.pool_of(&route.resource) == pool;
-        self.routes
-            .in_service()
-            .find(is_ours)
-            .map(|(number, _)| number)
-            .filter(|_| self.isolated.contains(&pool))
+        let mut routes = self.routes.in_service().filter(|_| self.isolated.contains(&pool));
+        routes.find(|(_, route)| self.config.pool_of(&route.resource) == pool).map(|(number, _)| number)
     }
 
     /// What makes the bus what it is.
