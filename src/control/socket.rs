@@ -116,7 +116,8 @@ impl Socket {
     /// Does what can be done without waiting; returns the requests that have come. `accepts`: no other server has taken
     /// the socket over.
     pub fn turn(&mut self, accepts: bool, now: Instant) -> Vec<Asked> {
-        if accepts && self.accept_at.is_none_or(|at| at <= now) {
+        self.accept_at.take_if(|at| *at <= now);
+        if accepts && self.accept_at.is_none() {
             self.accept(now);
         }
         let mut asked = Vec::new();
@@ -156,7 +157,6 @@ impl Socket {
     }
 
     fn accept(&mut self, now: Instant) {
-        self.accept_at = None;
         while self.clients.len() < MAX_CLIENTS {
             let stream = match SockRef::from(&*self.listener).accept() {
                 Ok((stream, _)) => stream,
