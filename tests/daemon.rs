@@ -155,7 +155,8 @@ fn sockets_for_another_process_are_not_used() {
     command.env("WRONG_PID", "1");
     let mut server = launch(&dir, command);
     assert!(!server.ready.contains(&address), "{}", server.ready);
-    assert!(std::net::TcpStream::connect(&address).is_err(), "nobody holds it any more");
+    // A child that another test has forked holds it until it executes a program.
+    until("nobody holds it any more", || std::net::TcpStream::connect(&address).is_err());
     server.stop();
 }
 
@@ -335,7 +336,11 @@ fn in_the_background() {
     assert!(group == session && session != daemon.0, "in a session that it does not lead");
     assert_eq!((terminal, is_alive(session)), (0, false), "and that has no terminal, nor will");
     let link = |pid: i32, name: &str| std::fs::read_link(format!("/proc/{pid}/{name}")).unwrap();
-    for pid in children(daemon.0).into_iter().chain([daemon.0]) {
+    let title = |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let mut workers = children(daemon.0);
+    workers.retain(|pid| title(*pid).starts_with("wshd: worker "));
+    assert_eq!(workers.len(), 2);
+    for pid in workers.into_iter().chain([daemon.0]) {
         assert_eq!(link(pid, "cwd"), Path::new("/"));
         for stream in ["fd/0", "fd/1", "fd/2"] {
             assert_eq!(link(pid, stream), Path::new("/dev/null"), "{stream} of {pid}");
@@ -428,16 +433,16 @@ fn a_pid_file_has_one_server() {
     assert!(!pid_file.exists());
 }
 
-/// Blocks for some seconds on each message.
+/// Blocks on each message: until the file `go` is there, which it then says.
 const BUSY: &str = r#"
     #include <unistd.h>
     #include <ws_handler.h>
     static void on_message(ws_conn conn, const ws_message *msg)
     {
-        (void)msg;
         ws_log_conn(conn, WS_LOG_INFO, "is busy");
-        for (int i = 0; i < 100; i++)
-            usleep(100000);
+        while (access(msg->data, F_OK) != 0)
+            usleep(10000);
+        ws_log_conn(conn, WS_LOG_INFO, "has returned");
     }
     WS_HANDLER(.name = "busy", .on_message = on_message);
 "#;
@@ -447,30 +452,24 @@ fn busy(dir: &Dir, args: &[&str]) -> (Server, String, PathBuf) {
     dir.handler("busy", BUSY);
     let socket = dir.path().join("socket");
     let host = format!("unix:{}", socket.display());
-    let both = ["--workers", "1", "-H", "127.0.0.1", "-H", &host, "-o", "stop_timeout=1s"];
+    let both = ["--workers", "1", "-H", "127.0.0.1", "-H", &host, "-o", "stop_timeout=1h"];
     let server = Server::start(dir, &[&both[..], args].concat());
     let mut raw = Raw::open(&server.address(), "/busy");
-    raw.text("go");
+    raw.text(dir.path().join("go").to_str().unwrap());
     server.says("is busy");
     let address = server.address();
     (server, address, socket)
 }
 
-#[track_caller]
-fn refused_within_a_second(what: &str, begun: std::time::Instant, is_refused: impl FnMut() -> bool) {
-    until(what, is_refused);
-    assert!(begun.elapsed() < std::time::Duration::from_secs(1), "{what}: after {:?}", begun.elapsed());
-}
-
 #[test]
 fn connections_are_refused_as_soon_as_the_server_stops() {
-    let (dir, begun) = (dir(), std::time::Instant::now);
+    let dir = dir();
     let (mut server, address, socket) = busy(&dir, &[]);
-    let begun = begun();
     server.signal(Signal::SIGTERM);
-    refused_within_a_second("TCP is refused", begun, || std::net::TcpStream::connect(&address).is_err());
-    refused_within_a_second("Unix is refused", begun, || UnixStream::connect(&socket).is_err());
+    until("TCP is refused", || std::net::TcpStream::connect(&address).is_err());
+    until("Unix is refused", || UnixStream::connect(&socket).is_err());
     assert!(server.child.try_wait().unwrap().is_none(), "the worker is still in the handler");
+    server.signal(Signal::SIGQUIT);
     assert_eq!(server.wait().code(), Some(7), "it is killed then");
 }
 
@@ -479,11 +478,10 @@ fn the_port_of_a_supervisor_that_was_killed_is_free() {
     let dir = dir();
     let (mut server, address, socket) = busy(&dir, &[]);
     let worker = Background(server.worker());
-    let begun = std::time::Instant::now();
     server.signal(Signal::SIGKILL);
     server.wait();
-    refused_within_a_second("the port is free", begun, || TcpListener::bind(&address).is_ok());
-    refused_within_a_second("Unix is refused", begun, || UnixStream::connect(&socket).is_err());
+    until("the port is free", || TcpListener::bind(&address).is_ok());
+    until("Unix is refused", || UnixStream::connect(&socket).is_err());
     assert!(is_alive(worker.0), "the worker is still in the handler");
 }
 
@@ -499,6 +497,7 @@ fn sockets_that_a_new_executable_has_are_not_shut_down() {
     assert_ne!(new.0, old.pid());
     old.signal(Signal::SIGKILL);
     old.wait();
+    std::fs::write(dir.path().join("go"), "").unwrap();
     until("the old worker is gone", || !is_alive(worker.0));
     assert_eq!(Raw::open(&address, "/echo").ask("x"), "x");
     new.stop();
@@ -529,7 +528,7 @@ const SLOW: &str = r#"
 #[test]
 fn a_signal_during_the_start_leaves_nothing_behind() {
     let dir = dir();
-    dir.handler("slow", SLOW);
+    dir.handler("slow", &SLOW.replace("sleep(2)", "sleep(3600)"));
     let at = |name: &str| dir.path().join(name);
     let host = format!("unix:{}", at("socket").display());
     let (pid_file, control) = (at("pid"), at("control"));
@@ -546,10 +545,9 @@ fn a_signal_during_the_start_leaves_nothing_behind() {
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT] {
         let mut server = Server::spawn(&dir, &args);
         until("it is on its way", || at("socket").exists());
-        let begun = std::time::Instant::now();
         server.signal(signal);
         let status = server.wait();
-        assert!(begun.elapsed() < std::time::Duration::from_secs(2), "{:?}", begun.elapsed());
+        assert!(!server.log().contains("slow_wsh.so"), "it has not waited: {}", server.log());
         assert_eq!(status.signal(), Some(signal as i32), "as a program ends that does not know the signal");
         nothing_is_left();
     }
@@ -592,10 +590,12 @@ fn a_reload_during_the_start_waits_until_the_server_is_ready() {
     let manager = UnixDatagram::bind(&path).unwrap();
     manager.set_read_timeout(Some(TIMEOUT)).unwrap();
     let mut command = Command::new(PROGRAM);
-    command.args(["-p", "0", "--log-level", "debug", "-l"]).arg(dir.path().join("log"));
+    let socket = dir.path().join("socket");
+    command.args(["-H", &format!("unix:{}", socket.display())]);
+    command.args(["--log-level", "debug", "-l"]).arg(dir.path().join("log"));
     command.arg("-w").arg(dir.path()).env("NOTIFY_SOCKET", &path);
     let server = Server::launch(command, dir.path().join("log"));
-    server.says(" is starting");
+    until("it is on its way", || socket.exists());
     server.signal(Signal::SIGHUP);
     let mut server = server.when_ready();
     assert_eq!(heard(&manager).get("READY").map(String::as_str), Some("1"), "before anything else");

@@ -510,14 +510,17 @@ fn large_files_are_rotated() {
     };
     say_until(&|| !read(format!("{log}.1")).is_empty());
     assert!(fs::metadata(format!("{log}.1")).unwrap().len() >= 4096);
-    say_until(&|| !read(format!("{log}.2")).is_empty());
-    let all = [".2", ".1", ""].map(|end| read(format!("{log}{end}"))).concat();
-    let found = numbers(&all);
-    assert_eq!(found, (1..=found.len() as u32).collect::<Vec<_>>(), "nothing is lost, nothing doubled");
+    let last = say_until(&|| !read(format!("{log}.2")).is_empty());
+    // The files are renamed one after another.
+    let found = || numbers(&[".2", ".1", ""].map(|end| read(format!("{log}{end}"))).concat());
+    until("nothing is lost, nothing doubled", || found() == (1..=last).collect::<Vec<_>>());
     let first = read(format!("{log}.2"));
     let last = say_until(&|| read(format!("{log}.2")) != first);
-    let found = numbers(&[".2", ".1", ""].map(|end| read(format!("{log}{end}"))).concat());
-    assert_eq!(found, (last + 1 - found.len() as u32..=last).collect::<Vec<_>>());
+    until("the last ones are there, one after another", || {
+        let found = found();
+        let begin = found.first().copied().unwrap_or_default();
+        (2..last - 30).contains(&begin) && found == (begin..=last).collect::<Vec<_>>()
+    });
     assert!(!Path::new(&format!("{log}.3")).exists());
 }
 
@@ -544,9 +547,10 @@ fn a_file_that_cannot_be_renamed_is_reported_once() {
     assert_eq!(read(format!("{log}.1")).matches(complaint).count(), 1);
 }
 
-/// The lines of a log that begin with `line`, and the number reported as lost.
+/// The lines of a worker's log that begin with `line`, and the number reported as lost.
 fn kept_and_lost(log: &str) -> (usize, usize) {
-    let losses = log.lines().filter_map(|line| line.split("] ").nth(1)?.strip_suffix(" lost"));
+    let of_worker = log.lines().filter(|line| line.contains(" worker default/0["));
+    let losses = of_worker.filter_map(|line| line.split("] ").nth(1)?.strip_suffix(" lost"));
     let lost = losses.map(|loss| loss.split(' ').next().unwrap().parse::<usize>().unwrap()).sum();
     (numbers(log).len(), lost)
 }
@@ -670,6 +674,7 @@ fn a_connection_in_the_access_log() {
         ("Sec-WebSocket-Protocol", "x, talk"),
         ("Sec-WebSocket-Extensions", "permessage-deflate; client_max_window_bits"),
     ];
+    let begun = std::time::Instant::now();
     let mut raw = Raw::over(client::tcp(&server.address()));
     let lines: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     raw.upgrade("/talk", &lines);
@@ -697,7 +702,7 @@ fn a_connection_in_the_access_log() {
     has(&end, &common);
     has(&end, &[("code", "3000"), ("by", "peer"), ("messages_in", "2"), ("bytes_in", "8")]);
     has(&end, &[("messages_out", "2"), ("bytes_out", "8")]);
-    assert!(end["duration_ms"].parse::<u64>().unwrap() < TIMEOUT.as_millis() as u64);
+    assert!(end["duration_ms"].parse::<u128>().unwrap() <= begun.elapsed().as_millis());
     assert!(read(dir.path().join("stderr")).is_empty(), "the log has none of it");
 }
 
@@ -777,13 +782,19 @@ fn a_connection_that_moves_and_one_that_crashes() {
     let log = read(&file);
     let moved = access(&log, "moved").remove(0);
     has(&moved, &[("peer", &peer), ("resource", "/talk"), ("code", "0"), ("by", "move")]);
-    has(&moved, &[("messages_in", "4"), ("bytes_in", "16"), ("messages_out", "4"), ("bytes_out", "16")]);
+    // The fourth one may have come after the move.
+    let before: u32 = moved["messages_in"].parse().unwrap();
+    assert!([3, 4].contains(&before), "{moved:?}");
+    let (messages, bytes) = (before.to_string(), (4 * before).to_string());
+    has(&moved, &[("messages_in", &messages), ("bytes_in", &bytes)]);
+    has(&moved, &[("messages_out", &messages), ("bytes_out", &bytes)]);
     has(&access(&log, "resumed")[0], &[("peer", &peer), ("resource", "/talk"), ("subprotocol", "-")]);
     assert!(access(&log, "close").is_empty());
     close(client, 1000);
     until("it has ended", || access(&read(&file), "close").len() == 1);
     let end = access(&read(&file), "close").remove(0);
-    has(&end, &[("peer", &peer), ("code", "1000"), ("messages_in", "1"), ("bytes_in", "5")]);
+    let (messages, bytes) = ((5 - before).to_string(), (4 * (4 - before) + 5).to_string());
+    has(&end, &[("peer", &peer), ("code", "1000"), ("messages_in", &messages), ("bytes_in", &bytes)]);
 
     let mut crashes = connect(&server.address(), "/talk");
     let peer = crashes.get_ref().local_addr().unwrap().to_string();

@@ -13,7 +13,8 @@ use tungstenite::protocol::WebSocketConfig;
 use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::{Message, WebSocket};
 
-const TIMEOUT: Duration = Duration::from_secs(30);
+/// For one step of the server; longer than a busy machine may keep one of its threads waiting.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The headers that make a request an opening handshake; the key of RFC 6455 section 1.3.
 pub const UPGRADE: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
