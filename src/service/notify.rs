@@ -47,6 +47,8 @@ pub struct Notify {
 const UNSENT: usize = 8;
 /// For what a stop takes beyond the time that workers have.
 const MARGIN: Duration = Duration::from_secs(5);
+/// That the supervisor's loop turns.
+const PING: &str = "WATCHDOG=1";
 /// When to try again.
 const AGAIN: Duration = Duration::from_millis(100);
 
@@ -125,7 +127,9 @@ impl Notify {
     pub fn turn(&mut self, now: Instant) {
         if let Some(interval) = self.watchdog.filter(|_| self.ping_at <= now) {
             self.ping_at = now + interval;
-            self.send("WATCHDOG=1".to_owned());
+            // One that could not be sent yet makes way: it must not push out other messages.
+            self.unsent.retain(|message| message != PING);
+            self.send(PING.to_owned());
         } else if !self.unsent.is_empty() {
             self.send_all();
         }
@@ -251,6 +255,24 @@ mod tests {
         let expected = (2..UNSENT + 2).map(|number| format!("STATUS={number}"));
         assert_eq!(texts, expected.collect::<Vec<_>>(), "the oldest are given up");
         assert_eq!(notify.due(), None);
+    }
+
+    #[test]
+    fn pings_that_are_not_read_push_nothing_out() {
+        let (manager, mut notify, _dir) = manager(Some(2));
+        notify.ready("serving");
+        for second in 1..100 {
+            notify.turn(Instant::from_seconds(second));
+        }
+        notify.reloading();
+        let mut texts: Vec<String> = Vec::new();
+        while let Some(text) = heard(&manager) {
+            texts.push(text);
+            notify.send_all();
+        }
+        assert!(texts[0].starts_with("READY=1"), "{texts:?}");
+        assert!(texts.iter().any(|text| text.starts_with("RELOADING=1")), "{texts:?}");
+        assert!(notify.unsent.is_empty() && texts.len() < 99);
     }
 
     #[test]
