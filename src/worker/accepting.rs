@@ -6,8 +6,7 @@ use crate::fleet::memory::scoreboard::{Fault, State};
 use crate::fleet::sockets::control::Report;
 use crate::worker::Worker;
 use crate::worker::conn::record::foreign::Arrival;
-use crate::worker::crash::rescue;
-use crate::worker::crash::signals::uninterrupted;
+use crate::worker::crash::signals::{self, uninterrupted};
 use crate::worker::listen::acceptor::AT_A_TIME;
 use crate::worker::listen::admission;
 
@@ -16,7 +15,7 @@ impl Worker {
     /// them.
     pub fn accept_from(&self, number: usize, most: usize) {
         for _ in 0..most {
-            rescue::begin_work();
+            signals::begin_work();
             if !uninterrupted(|| {
                 self.acceptor.accept(number, |socket, arrival| self.admit(number, socket, arrival))
             }) {

@@ -12,7 +12,7 @@ use crate::worker::conn::receive;
 use crate::worker::conn::record::flags;
 use crate::worker::conn::table::{Conn, Pause, Phase};
 use crate::worker::conn::turn::{MOST, MOST_SHARE, READS, SHARE, UNTIMED, rest};
-use crate::worker::crash::rescue;
+use crate::worker::crash::signals;
 
 /// Frames with at least this many bytes left are received directly into the message buffer.
 const LARGE: usize = 16 * 1024;
@@ -148,7 +148,7 @@ impl Worker {
         let until = begun + begun.since(self.conns.now()).clamp(SHARE, MOST_SHARE);
         for _ in 0..waiting {
             let Some(id) = self.conns.core.borrow_mut().turns.pop() else { return };
-            rescue::begin_work();
+            signals::begin_work();
             self.serve_turn(id, buffer);
             self.session.settle();
             if clock::now() >= until {
@@ -190,7 +190,7 @@ impl Worker {
         loop {
             let due = self.conns.core.borrow_mut().timers.due(self.conns.now());
             let Some((at, slot)) = due else { return };
-            rescue::begin_work();
+            signals::begin_work();
             if let Some(id) = self.conns.come_up(at, slot) {
                 self.on_deadline(id);
                 self.conns.arm(id);

@@ -12,7 +12,7 @@ use crate::time::Instant;
 use crate::worker::Worker;
 use crate::worker::base::poll::{BUS, CONNECTION, HANDLER_FDS, INBOX, LISTENER};
 use crate::worker::conn::receive;
-use crate::worker::crash::{rescue, traps};
+use crate::worker::crash::{signals, traps};
 
 const EVENTS: usize = 512;
 /// Longest wait of the loop: its heartbeat.
@@ -35,7 +35,7 @@ impl Worker {
         let mut events = [EpollEvent::empty(); EVENTS];
         defer_releases();
         loop {
-            rescue::end_work();
+            signals::end_work();
             let count = match self.conns.poll.wait(&mut events, self.poll_timeout()) {
                 Ok(count) => count,
                 Err(Errno::EINTR) => 0,
@@ -46,7 +46,7 @@ impl Worker {
             self.conns.presence.slot.beat(now);
             self.conns.begin_gathering(count);
             for event in events.iter().take(count) {
-                rescue::begin_work();
+                signals::begin_work();
                 match event.data() {
                     WAKEUP => self.run_commands(),
                     INBOX => self.transfer.empty_inbox(),
@@ -73,7 +73,7 @@ impl Worker {
             if self.conns.end_gathering() {
                 self.session.settle();
             }
-            rescue::begin_work();
+            signals::begin_work();
             self.serve_turns(buffer);
             if self.link.serve() {
                 self.session.settle();

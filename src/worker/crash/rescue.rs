@@ -13,7 +13,7 @@ use std::ffi::c_int;
 use std::io;
 use std::os::fd::RawFd;
 use std::ptr::{NonNull, null_mut};
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
 use std::time::Duration;
 
 use crate::clock;
@@ -30,11 +30,9 @@ use crate::worker::conn::extents::RawExtents;
 use crate::worker::conn::handoff::{Arrivals, Beside, Purpose, Shipment, unsent_of};
 use crate::worker::conn::record::{NOTHING, Record, flags};
 use crate::worker::crash::report::{Collector, Registers};
-use crate::worker::crash::signals::{park_until_exit, sleep_briefly, stop_other_threads};
-use crate::worker::crash::start;
+use crate::worker::crash::signals::{park_until_exit, stop_other_threads};
+use crate::worker::crash::start::{self, StartWatch};
 
-/// How long to wait for the event loop to finish what it is doing.
-const FINISH_TIME: Duration = Duration::from_millis(50);
 /// A process that crashes within this time of its start, with no connection to blame, may have been crashed by one
 /// that has just moved into it.
 const YOUNG: Duration = Duration::from_secs(10);
@@ -73,9 +71,6 @@ pub struct RescueContext {
 static CONTEXT: AtomicPtr<RescueContext> = AtomicPtr::new(null_mut());
 /// The thread that is in the rescue; 0 for none.
 static RESCUER: AtomicI32 = AtomicI32::new(0);
-/// A rescue waits for the event loop to finish what it is doing.
-static WANTED: AtomicBool = AtomicBool::new(false);
-static BUSY: AtomicBool = AtomicBool::new(false);
 
 /// Makes the rescue ready in this process. The ways to it are opened by `traps`.
 pub fn prepare(context: RescueContext) -> io::Result<()> {
@@ -95,30 +90,17 @@ pub fn dismiss() {
     CONTEXT.store(null_mut(), Ordering::Release);
 }
 
-/// The event loop begins its next piece of work. Between two pieces all connections are consistent: a crash of another
-/// thread stops the loop here.
-pub fn begin_work() {
-    BUSY.store(true, Ordering::SeqCst);
-    if WANTED.load(Ordering::SeqCst) {
-        BUSY.store(false, Ordering::SeqCst);
-        park_until_exit();
-    }
-}
-
-pub fn end_work() {
-    BUSY.store(false, Ordering::SeqCst);
-}
-
 /// Saves what can be saved; false if there is nothing. `signal` is `EXIT` or `HANG` where there is none.
 pub fn rescue(signal: c_int, address: u64, registers: Registers) -> bool {
     // SAFETY: set once, to a context that is never freed.
-    let Some(context) = (unsafe { CONTEXT.load(Ordering::Acquire).as_ref() }) else {
-        return start::note_death(signal, address, registers);
-    };
+    let context = unsafe { CONTEXT.load(Ordering::Acquire).as_ref() };
+    let starting = StartWatch::current();
     // SAFETY: both have no preconditions.
     let (me, pid) = unsafe { (libc::gettid(), libc::getpid()) };
-    // A child that a handler has forked dies on its own: the connections are its parent's.
-    if pid != context.pid {
+    // A child that a handler has forked dies on its own: the connections are its parent's. After vfork(2) so is the
+    // memory, in which nothing must change.
+    let owner = context.map(|context| context.pid).or(starting.map(|watch| watch.pid));
+    if owner != Some(pid) {
         return false;
     }
     match RESCUER.compare_exchange(0, me, Ordering::AcqRel, Ordering::Acquire) {
@@ -128,14 +110,11 @@ pub fn rescue(signal: c_int, address: u64, registers: Registers) -> bool {
         // Another thread was first, and will stop this one.
         Err(_) => park_until_exit(),
     }
+    let Some(context) = context else {
+        starting.inspect(|watch| watch.note_death(signal, address, registers, me == pid));
+        return true;
+    };
     // Signals keep their handlers: other threads may crash until they have been stopped, and must wait then.
-    WANTED.store(true, Ordering::SeqCst);
-    if me != pid {
-        let give_up = clock::now() + FINISH_TIME;
-        while BUSY.load(Ordering::SeqCst) && clock::now() < give_up {
-            sleep_briefly();
-        }
-    }
     stop_other_threads(pid, me);
     let blame = context.report(signal, address, registers, me == pid);
     context.slot.crash.begin_sending(pid);
@@ -163,8 +142,9 @@ impl RescueContext {
     /// Leaves the report of the crash on this thread; returns who is to blame.
     fn report(&self, signal: c_int, address: u64, registers: Registers, is_loop: bool) -> Blame {
         let (callback, culprit) = place();
-        let record = (culprit != 0).then(|| self.record(culprit as u32 as usize)).flatten();
-        let record = record.filter(|record| record.is_intact());
+        // A function that was posted may run when its connection has gone, and another has the place.
+        let is_of_culprit = |record: &&Record| record.generation == (culprit >> 32) as u32 && record.is_intact();
+        let record = self.record(culprit as u32 as usize).filter(is_of_culprit);
         // The event loop's own code has crashed, or the signal was sent from outside: no handler is to blame.
         let idle = callback == Callback::None && is_loop;
         let registers = Registers { stack: if idle { 0 } else { registers.stack }, ..registers };
@@ -194,15 +174,18 @@ impl RescueContext {
         shipment.clear();
         let give_up = clock::now() + START;
         let (mut moved, mut lost, mut failed) = (0, 0, 0);
+        // What is in the shipment goes first if there is no room for more.
+        let mut put = |shipment: &mut Shipment, add: &dyn Fn(&mut Shipment) -> bool| {
+            add(shipment) || {
+                // SAFETY: nothing changes the records and arrivals any more, and the descriptors stay open.
+                failed += unsafe { self.send(shipment, give_up) };
+                add(shipment)
+            }
+        };
         // SAFETY: between guard pages that are never unmapped; the event loop has stopped, or is this thread.
         for (fd, entry) in unsafe { self.arrivals.as_ref() }.iter() {
             // SAFETY: nobody takes it any more.
-            let is_added = unsafe {
-                shipment.add_arrival(fd, &entry) || {
-                    failed += self.send(shipment, give_up);
-                    shipment.add_arrival(fd, &entry)
-                }
-            };
+            let is_added = put(shipment, &|shipment| unsafe { shipment.add_arrival(fd, &entry) });
             moved += u32::from(is_added && entry.purpose != Purpose::Linger);
         }
         let taken = |record: &&Record| record.flags() & flags::TAKEN != 0;
@@ -219,12 +202,7 @@ impl RescueContext {
             };
             let beside = Beside { topics, seen: self.progress.seen_by(id), unsent };
             // SAFETY: nothing changes the records any more, and the descriptors stay open.
-            let is_added = unsafe {
-                shipment.add(record, purpose, &beside) || {
-                    failed += self.send(shipment, give_up);
-                    shipment.add(record, purpose, &beside)
-                }
-            };
+            let is_added = put(shipment, &|shipment| unsafe { shipment.add(record, purpose, &beside) });
             match purpose {
                 Purpose::Resume | Purpose::Handshake if is_added => moved += 1,
                 Purpose::Linger => lost += 1,

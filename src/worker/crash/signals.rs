@@ -11,6 +11,8 @@ use std::ptr::{null, null_mut};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use std::time::Duration;
 
+use nix::sys::signal::{SigSet, Signal};
+
 use crate::clock;
 use crate::time::Instant;
 use crate::worker::base::memory::Pages;
@@ -47,6 +49,8 @@ const STRAY: [c_int; 14] = [
 
 /// A thread's stack for signal handlers.
 const STACK: usize = 64 * 1024;
+/// How long to wait for the event loop to finish what it is doing.
+const FINISH_TIME: Duration = Duration::from_millis(50);
 /// How long to wait for the other threads to stop.
 const STOP_TIME: Duration = Duration::from_millis(100);
 /// How long to wait in addition for the event loop to leave [`uninterrupted`].
@@ -57,6 +61,8 @@ const TELL_AGAIN: Duration = Duration::from_millis(2);
 /// The threads of this process: a descriptor of `/proc/self/task`, opened while there were descriptors.
 static TASKS: AtomicI32 = AtomicI32::new(-1);
 static STOPPING: AtomicBool = AtomicBool::new(false);
+/// The event loop is in a piece of its work.
+static BUSY: AtomicBool = AtomicBool::new(false);
 static STOPPED: AtomicU32 = AtomicU32::new(0);
 /// How deep the event loop is in [`uninterrupted`].
 static UNINTERRUPTED: AtomicU32 = AtomicU32::new(0);
@@ -93,17 +99,13 @@ pub fn put_stack_back() -> bool {
     })
 }
 
-/// Has the calling thread receive these signals; the first one that it had blocked.
-pub fn unblock(signals: &[c_int]) -> Option<c_int> {
-    // SAFETY: an all-zero set is valid, and these calls only read and write live sets of our own.
-    unsafe {
-        let (mut wanted, mut before): (libc::sigset_t, libc::sigset_t) =
-            (std::mem::zeroed(), std::mem::zeroed());
-        libc::sigemptyset(&mut wanted);
-        signals.iter().for_each(|signal| _ = libc::sigaddset(&mut wanted, *signal));
-        libc::pthread_sigmask(libc::SIG_UNBLOCK, &wanted, &mut before);
-        signals.iter().copied().find(|signal| libc::sigismember(&before, *signal) == 1)
-    }
+/// Has the calling thread receive the signals of a crash; the first one that it had blocked.
+pub fn unblock_crashes() -> Option<Signal> {
+    let crashes = CRASHES.into_iter().filter_map(|signal| Signal::try_from(signal).ok());
+    let blocked = SigSet::thread_get_mask().ok()?;
+    let blocked: SigSet = crashes.filter(|signal| blocked.contains(*signal)).collect();
+    blocked.thread_unblock().ok()?;
+    blocked.iter().next()
 }
 
 /// Makes ready what the functions of this module need, on the main thread.
@@ -158,22 +160,44 @@ pub fn on_signal(signal: c_int, action: Action) -> io::Result<()> {
     }
 }
 
+/// The event loop begins its next piece of work. Between two pieces all connections are consistent: a crash of another
+/// thread stops the loop here.
+pub fn begin_work() {
+    BUSY.store(true, Ordering::SeqCst);
+    if STOPPING.load(Ordering::SeqCst) {
+        stop_here();
+    }
+}
+
+pub fn end_work() {
+    BUSY.store(false, Ordering::SeqCst);
+}
+
+fn stop_here() -> ! {
+    end_work();
+    park_until_exit()
+}
+
 /// Runs `work` on the event loop so that a crash on another thread does not stop it in the middle: what it moves is in
 /// one place or the other whenever the rescue looks. Must be short, and must not call a handler.
 pub fn uninterrupted<R>(work: impl FnOnce() -> R) -> R {
     UNINTERRUPTED.fetch_add(1, Ordering::SeqCst);
     let result = work();
     if UNINTERRUPTED.fetch_sub(1, Ordering::SeqCst) == 1 && STOPPING.load(Ordering::SeqCst) {
-        // The signal comes once more, and stops it here.
-        park_until_exit();
+        // The signal, if it came before, comes once more.
+        stop_here();
     }
     result
 }
 
-/// Stops all threads but this one, also those that handlers made. Gives up after a while: a thread that has
-/// blocked the signal goes on.
+/// Stops all threads but this one, also those that handlers made; the event loop, if it can, between two pieces of its
+/// work. Gives up after a while: a thread that has blocked the signal goes on.
 pub fn stop_other_threads(pid: i32, me: i32) {
     STOPPING.store(true, Ordering::SeqCst);
+    let finished_by = clock::now() + FINISH_TIME;
+    while me != pid && BUSY.load(Ordering::SeqCst) && clock::now() < finished_by {
+        sleep_briefly();
+    }
     let give_up = clock::now() + STOP_TIME;
     let mut told_at = Instant::default();
     loop {
@@ -204,7 +228,7 @@ pub fn stop_other_threads(pid: i32, me: i32) {
 }
 
 /// Waits for a moment. Async-signal-safe.
-pub fn sleep_briefly() {
+fn sleep_briefly() {
     let pause = libc::timespec { tv_sec: 0, tv_nsec: 50_000 };
     // SAFETY: a live timespec.
     unsafe { libc::nanosleep(&pause, null_mut()) };

@@ -24,7 +24,7 @@ use crate::worker::crash::{rescue, traps};
 /// What a death at the start needs; made before any code of a handler runs.
 pub struct StartWatch {
     /// The process that this belongs to.
-    pid: i32,
+    pub pid: i32,
     slot: &'static Slot,
     /// With a list of modules of its own: this process may be listing them while a thread dies.
     collector: Collector,
@@ -37,7 +37,7 @@ pub struct StartWatch {
     give_up: AtomicU64,
 }
 
-/// None when it was forgotten, and after a death. Once the rescue is prepared nobody looks.
+/// None when it was forgotten. Once the rescue is prepared nobody looks.
 static WATCH: AtomicPtr<StartWatch> = AtomicPtr::new(null_mut());
 
 impl StartWatch {
@@ -56,6 +56,12 @@ impl StartWatch {
         Ok(watch)
     }
 
+    /// While the worker is starting. Async-signal-safe.
+    pub fn current() -> Option<&'static Self> {
+        // SAFETY: set to what is never freed.
+        unsafe { WATCH.load(Ordering::Acquire).as_ref() }
+    }
+
     /// A handler is called, and has so long; zero: forever.
     pub fn enter(&self, handler: u16, callback: Callback, limit: Duration) {
         let now = clock::now();
@@ -72,6 +78,25 @@ impl StartWatch {
         self.arm(Duration::ZERO);
         self.slot.call.end();
         modules.fill(&self.handlers);
+    }
+
+    /// Notes a death, and tells the supervisor. Async-signal-safe.
+    pub fn note_death(&self, signal: c_int, address: u64, registers: Registers, is_loop: bool) {
+        self.collector.modules.fill(&self.handlers);
+        let mut facts = CrashFacts::new((signal, address), (0, 0));
+        let call = self.slot.call.current().filter(|_| is_loop);
+        // After the last call what lies on the stack of the main thread is stale.
+        let is_host = is_loop && call.is_none();
+        let registers = Registers { stack: if is_host { 0 } else { registers.stack }, ..registers };
+        let whose_code = self.collector.collect(registers, self.slot.call, None, &mut facts);
+        let handler;
+        (handler, facts.callback) = match call {
+            Some((handler, callback, _)) => (Some(handler), callback),
+            None => (whose_code, 0), // another thread
+        };
+        self.slot.crash.note(&facts.in_handler(handler));
+        // If it cannot be told it will notice the death.
+        rescue::send(self.control, CRASHED, 0);
     }
 
     fn arm(&self, time: Duration) {
@@ -107,35 +132,6 @@ pub fn forget() {
 
 /// Whether the handler that is starting has had its time. Async-signal-safe.
 pub fn is_over() -> bool {
-    // SAFETY: set to what is never freed.
-    let watch = unsafe { WATCH.load(Ordering::Acquire).as_ref() };
-    watch.is_some_and(|watch| (1..=clock::now().as_nanos()).contains(&watch.give_up.load(Ordering::Acquire)))
-}
-
-/// Notes a death, and tells the supervisor; false if the worker is not starting. Async-signal-safe.
-pub fn note_death(signal: c_int, address: u64, registers: Registers) -> bool {
-    // A second crash in here finds nothing.
-    // SAFETY: set to what is never freed.
-    let Some(watch) = (unsafe { WATCH.swap(null_mut(), Ordering::AcqRel).as_ref() }) else { return false };
-    // SAFETY: both have no preconditions.
-    let (me, pid) = unsafe { (libc::gettid(), libc::getpid()) };
-    if pid != watch.pid {
-        return false; // a child of a handler
-    }
-    watch.collector.modules.fill(&watch.handlers);
-    let mut facts = CrashFacts::new((signal, address), (0, 0));
-    let call = watch.slot.call.current().filter(|_| me == pid);
-    // After the last call what lies on the stack of the main thread is stale.
-    let is_host = me == pid && call.is_none();
-    let registers = Registers { stack: if is_host { 0 } else { registers.stack }, ..registers };
-    let whose_code = watch.collector.collect(registers, watch.slot.call, None, &mut facts);
-    let handler;
-    (handler, facts.callback) = match call {
-        Some((handler, callback, _)) => (Some(handler), callback),
-        None => (whose_code, 0), // another thread
-    };
-    watch.slot.crash.note(&facts.in_handler(handler));
-    // If it cannot be told it will notice the death.
-    rescue::send(watch.control, CRASHED, 0);
-    true
+    let has_expired = |give_up: u64| (1..=clock::now().as_nanos()).contains(&give_up);
+    StartWatch::current().is_some_and(|watch| has_expired(watch.give_up.load(Ordering::Acquire)))
 }

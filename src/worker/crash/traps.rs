@@ -62,7 +62,7 @@ pub fn check_signals(now: Instant) {
         .filter(|(signal, action)| signals::put_back(*signal, *action))
         .map(|(signal, _)| format!("the action of {}", name(signal)))
         .collect();
-    changed.extend(signals::unblock(&CRASHES).map(|signal| format!("{} blocked", name(signal))));
+    changed.extend(signals::unblock_crashes().map(|signal| format!("{signal} blocked")));
     changed.extend(signals::put_stack_back().then(|| "the signal stack".to_owned()));
     if !changed.is_empty() && !TOLD.swap(true, Ordering::Relaxed) {
         log::warn!(

@@ -20,7 +20,7 @@ use crate::worker::conn::record::Record;
 use crate::worker::conn::record::foreign::Arrival;
 use crate::worker::conn::request::Request;
 use crate::worker::conn::table::{Conn, LINGER, Phase};
-use crate::worker::crash::rescue;
+use crate::worker::crash::{rescue, signals};
 use crate::worker::handshake::outcome::unavailable;
 use crate::worker::session::opening::OpenOptions;
 use crate::worker::transfer::Transfer;
@@ -56,7 +56,7 @@ impl Transfer {
             let mut moved = Vec::new();
             while let Some(adopted) = self.intake.take_first(|fd, entry| self.adopt(fd, entry)) {
                 moved.extend(adopted);
-                rescue::begin_work();
+                signals::begin_work();
             }
             for (id, next) in moved {
                 match next {
@@ -71,7 +71,7 @@ impl Transfer {
                     }
                 }
                 self.conns.flush(id);
-                rescue::begin_work();
+                signals::begin_work();
             }
         }
     }

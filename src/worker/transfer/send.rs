@@ -17,8 +17,7 @@ use crate::worker::conn::handoff::{Beside, Purpose, entry_size, unsent_of};
 use crate::worker::conn::open::Open;
 use crate::worker::conn::record::{Record, flags};
 use crate::worker::conn::table::{Pause, Table};
-use crate::worker::crash::rescue;
-use crate::worker::crash::signals::uninterrupted;
+use crate::worker::crash::signals::{self, uninterrupted};
 use crate::worker::handshake::outcome::Elsewhere;
 use crate::worker::handshake::outcome::unavailable;
 use crate::worker::transfer::Transfer;
@@ -276,7 +275,7 @@ impl Transfer {
                 }
             }
             self.drain(id);
-            rescue::begin_work();
+            signals::begin_work();
         }
     }
 
@@ -295,7 +294,7 @@ impl Transfer {
         let mut moved = 0;
         let mut batch = Vec::new();
         for &id in ids {
-            rescue::begin_work();
+            signals::begin_work();
             if moved + batch.len() == count {
                 break;
             }
