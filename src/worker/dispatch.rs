@@ -74,9 +74,6 @@ impl Worker {
             }
             // The connection cannot move until everything read now is processed.
             record.set_flags(record.flags() & !(flags::MOVABLE | flags::UNSENT | flags::FRESH));
-            if matches!(next, AfterRead::Head) {
-                record.forget_head();
-            }
             let intake = match &mut conn.phase {
                 Phase::Open(open) if !at_once && !open.over => open.proto.intake(LARGE),
                 _ => None,

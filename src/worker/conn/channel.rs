@@ -242,15 +242,15 @@ impl ThreadChannel {
         self.change(|_| ());
     }
 
-    /// Leaves a posted function; gives it back if the connection is gone.
-    pub fn post(&self, task: Task) -> Result<(), Task> {
-        self.change(|state| match state.ended.is_some() || state.hold == Hold::Moved {
-            true => Err(task),
-            false => {
+    /// Leaves a posted function; false if the connection is gone.
+    pub fn post(&self, task: Task) -> bool {
+        self.change(|state| {
+            let is_here = state.ended.is_none() && state.hold != Hold::Moved;
+            if is_here {
                 self.commands.set_idle(self.conn, false);
                 state.events.push_back(ThreadEvent::Task(task));
-                Ok(())
             }
+            is_here
         })
     }
 

@@ -294,16 +294,6 @@ impl Conns {
         Some(id)
     }
 
-    /// For the access log: the connection is open here, new or come from another process.
-    pub fn log_open(&self, id: u64, is_new: bool) {
-        self.log(id, |log, record, now| log.open(id, record, now, is_new));
-    }
-
-    /// For the access log: the connection has ended.
-    pub fn log_close(&self, id: u64, by: u32, code: u32) {
-        self.log(id, |log, record, now| log.close(id, record, now, by, code));
-    }
-
     /// For the access log: what is said about a connection that has a record.
     #[inline]
     pub fn log(&self, id: u64, write: impl FnOnce(&AccessLog, &Record, Instant)) {

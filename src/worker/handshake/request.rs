@@ -72,7 +72,15 @@ impl Handshakes {
     /// Continues with bytes of a request head. Returns a request that another process is to answer, with what was read
     /// of it from its first byte on.
     pub fn read_head<'a>(&self, id: u64, received: &'a [u8]) -> Option<(Elsewhere, Cow<'a, [u8]>)> {
-        let mut kept = self.conns.with_head(id, |head| std::mem::take(&mut head.read))?;
+        let mut kept = {
+            let core = &mut *self.conns.core.borrow_mut();
+            let (conn, record) = core.table.both(id)?;
+            let head = conn.head()?;
+            // What was read changes from here on.
+            record.cut();
+            record.forget_head();
+            std::mem::take(&mut head.read)
+        };
         // What has arrived from another process, or waits for a password, may be a whole head already.
         let seen = if received.is_empty() { 0 } else { kept.len() };
         // Usually the head comes at once, and is not copied.
@@ -353,7 +361,7 @@ impl Handshakes {
         self.conns.flush(id);
         // In this order: who posts finds the connection open, or the handshake in progress.
         for task in self.conns.commands.post_all(id, handshake.close_posts()) {
-            task.run(id);
+            self.session.run_task(id, task);
         }
         self.registry.remove(id);
         match channel {

@@ -47,10 +47,12 @@ impl Session {
         if self.conns.recorder.records(handler) {
             self.conns.record_end(id, by, code);
         }
-        self.conns.log_close(id, by, code.into());
+        self.conns.log(id, |log, record, now| log.close(id, record, now, by, code.into()));
         self.conns.metrics.of(handler).count_close(by, code);
         match channel {
-            Some(channel) => channel.end(Ended { by, code }).into_iter().for_each(|task| task.run(id)),
+            Some(channel) => {
+                channel.end(Ended { by, code }).into_iter().for_each(|task| self.run_task(id, task));
+            }
             None if silent => {}
             None => {
                 let close = |handler: Handler| handler.close(id, by, u32::from(code));
@@ -66,10 +68,9 @@ impl Session {
     pub fn on_deadline(&self, id: u64) {
         let now = self.conns.now();
         // One by one: a callback may clear the next one.
-        while let Some((handler, Some(task))) =
-            self.conns.with_open(id, |handler, open| (handler, open.pop_timer(now).filter(|_| !open.over)))
-        {
-            self.handlers.call_about(handler, Callback::Task, id, || task.run(id));
+        let expired = || self.conns.with_open(id, |_, open| open.pop_timer(now).filter(|_| !open.over)).flatten();
+        while let Some(task) = expired() {
+            self.run_task(id, task);
         }
         let is_last_call_over = self.conns.with_open(id, |_, open| open.last_call_by() <= now) == Some(true);
         if is_last_call_over {
@@ -99,11 +100,7 @@ impl Session {
                 self.conns.begin_close(id, WS_BY_HOST, 1001);
                 self.conns.flush(id);
             }
-            Deadline::PeerSilent => self.conns.end(id, WS_BY_HOST, 1006),
-            Deadline::CloseTimedOut => {
-                // The closing handshake was not completed in time.
-                self.conns.end(id, WS_BY_HOST, 1006);
-            }
+            Deadline::PeerSilent | Deadline::CloseTimedOut => self.conns.end(id, WS_BY_HOST, 1006),
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::ffi::place::{self, Callback, POISON};
 use crate::fleet::refusal::Refusal;
 use crate::proto::ws::connection::{Body, Connection, Event, Io, Kind};
 use crate::time::Instant;
+use crate::worker::base::metrics::NO_HANDLER;
 use crate::worker::conn::channel::ThreadEvent;
 use crate::worker::conn::open::Open;
 use crate::worker::conn::table::Pause;
@@ -315,19 +316,17 @@ impl Session {
     /// Runs a posted function here, or queues it for the blocking thread. It also runs if the connection is gone, so
     /// that it can free what it holds.
     pub fn run_posted(&self, id: u64, task: Task) {
-        let known = self.conns.with_open(id, |handler, open| (handler, open.channel().cloned(), open.over));
-        match known {
-            Some((_, Some(channel), false)) => {
-                if let Err(task) = channel.post(task) {
-                    task.run(id);
-                }
-            }
-            Some((handler, None, false)) => {
-                self.conns.commands.at(id).end_post();
-                self.handlers.call_about(handler, Callback::Task, id, || task.run(id));
-            }
-            _ => task.run(id),
+        let channel = self.conns.with_open(id, |_, open| open.channel().filter(|_| !open.over).cloned());
+        if !channel.flatten().is_some_and(|channel| channel.post(task)) {
+            self.conns.commands.at(id).end_post();
+            self.run_task(id, task);
         }
+    }
+
+    /// Runs a function of the handler here. Its connection may have gone.
+    pub fn run_task(&self, id: u64, task: Task) {
+        let handler = self.handlers.set_current(id).unwrap_or(NO_HANDLER);
+        self.handlers.call(handler, Callback::Task, || task.run(id));
     }
 
     /// Finishes what events have left: calls on_close and on_writable, and flushes send queues.

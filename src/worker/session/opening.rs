@@ -63,7 +63,7 @@ impl Session {
             conn.phase = Phase::Open(open);
             conn.set_pause(Pause::Handshake, false, now);
         }
-        self.conns.log_open(id, is_new);
+        self.conns.log(id, |log, record, now| log.open(id, record, now, is_new));
         if !silent {
             self.conns.commands.set_open(id, handler);
         }

@@ -60,7 +60,11 @@ impl Transfer {
             }
             for (id, next) in moved {
                 match next {
-                    AfterIntake::Read => self.read_arrived(id),
+                    AfterIntake::Read => {
+                        if let Some((elsewhere, read)) = self.handshakes.read_head(id, b"") {
+                            self.forward_request(id, &elsewhere, &read);
+                        }
+                    }
                     AfterIntake::Open(handler) if !self.conns.life.is_stopping() => {
                         self.session.notify_open(id, handler)
                     }
@@ -81,17 +85,6 @@ impl Transfer {
         if inbox.as_raw_fd() == self.intake.inbox.rx.as_raw_fd() && self.intake.lose() {
             log::error!("a handler has shut down the inbox: no connections of other processes arrive");
             self.conns.presence.slot.set_fault(Some(Fault::Inbox));
-        }
-    }
-
-    /// Goes on with what another process has read of a request.
-    fn read_arrived(&self, id: u64) {
-        if let Some(record) = self.conns.core.borrow_mut().table.record(id) {
-            record.cut();
-            record.forget_head();
-        }
-        if let Some((elsewhere, read)) = self.handshakes.read_head(id, b"") {
-            self.forward_request(id, &elsewhere, &read);
         }
     }
 
