@@ -144,26 +144,25 @@ pub struct Conns {
 }
 
 impl Conns {
-    /// Adds a connection, which the scoreboard counts already, to table and poll. An error if there is no room, or,
-    /// with the socket, if that cannot be watched.
-    pub fn add(&self, conn: Conn) -> Result<u64, Option<Socket>> {
+    /// Adds a connection, which the scoreboard counts already, to table and poll. An error, with the socket, if there is
+    /// no room, or that cannot be watched.
+    pub fn add(&self, mut conn: Conn) -> Result<u64, Socket> {
         let core = &mut *self.core.borrow_mut();
-        let Some(id) = core.table.add(conn) else {
-            log::warn!("a connection was dropped: the worker has {} already", self.config.connections);
-            self.presence.release();
-            return Err(None);
-        };
-        let (conn, record) = core.table.both(id).ok_or(None)?;
         conn.since = self.now().seconds();
-        if let Err(error) = self.poll.add_conn(&conn.socket, id, conn.watched) {
+        let id = core.table.add(conn).map_err(|socket| {
+            let most = core.table.len();
+            log::warn!("a connection finds no room here: this worker has {most} already (max_connections)");
+            self.presence.release();
+            socket
+        })?;
+        let watched = core.table.get(id).map(|conn| self.poll.add_conn(&conn.socket, id, conn.watched));
+        if let Some(Err(error)) = watched
+            && let Some(conn) = core.table.remove(id)
+        {
             log::error!("a connection was refused: cannot watch its socket: {error}");
             self.presence.release();
-            return Err(core.table.remove(id).map(|conn| conn.socket));
+            return Err(conn.socket);
         }
-        record.generation = (id >> 32) as u32;
-        record.fd = conn.socket.as_raw_fd();
-        record.seal();
-        record.cut();
         self.access_log.begin(id, self.now());
         Ok(id)
     }

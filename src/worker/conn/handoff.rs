@@ -176,19 +176,17 @@ pub struct Arrivals {
     fds: [RawFd; MAX_FDS],
     /// The descriptors that were not taken yet: start <= end <= [`MAX_FDS`].
     waiting: Range<usize>,
-    /// The process that has sent them.
-    sender: i32,
 }
 
 impl Arrivals {
     pub fn new() -> Self {
-        Arrivals { bytes: [0; MAX_BYTES], entries: 0..0, fds: [-1; MAX_FDS], waiting: 0..0, sender: 0 }
+        Arrivals { bytes: [0; MAX_BYTES], entries: 0..0, fds: [-1; MAX_FDS], waiting: 0..0 }
     }
 
-    /// Receives the next datagram, after all of the last one were taken, and returns the number of its descriptors.
-    /// `WouldBlock` when there is none. Allocates nothing: on a damaged heap that would be a crash, with all of them
+    /// Receives the next datagram, after all of the last one were taken; returns the number of its descriptors, and the
+    /// process that has sent it. `WouldBlock` when there is none. Allocates nothing: on a damaged heap that would be a crash, with all of them
     /// in nobody's hands.
-    pub fn receive(&mut self, from: BorrowedFd<'_>) -> io::Result<usize> {
+    pub fn receive(&mut self, from: BorrowedFd<'_>) -> io::Result<(usize, i32)> {
         (self.entries, self.waiting) = (0..0, 0..0);
         let (size, sender) = datagram::receive_each(from, &mut self.bytes, MAX_FDS, |fd| {
             if let Some(place) = self.fds.get_mut(self.waiting.end) {
@@ -196,14 +194,8 @@ impl Arrivals {
                 self.waiting.end += 1;
             }
         })?;
-        self.sender = sender.unwrap_or_default();
         self.entries = 0..size.min(MAX_BYTES);
-        Ok(self.waiting.len())
-    }
-
-    /// The process that has sent the last datagram.
-    pub fn sender(&self) -> i32 {
-        self.sender
+        Ok((self.waiting.len(), sender.unwrap_or_default()))
     }
 
     /// Forgets the first, and gives it to `take`, without an entry if that cannot be read. `None` when there is none.
@@ -306,7 +298,7 @@ mod tests {
         }
         let mut arrivals = Arrivals::new();
         assert_eq!(next_fds(inbox.rx.as_fd()).unwrap(), 3);
-        assert_eq!(arrivals.receive(inbox.rx.as_fd()).unwrap(), 3);
+        assert_eq!(arrivals.receive(inbox.rx.as_fd()).unwrap().0, 3);
         let purposes =
             |arrivals: &Arrivals| arrivals.iter().map(|(_, entry)| entry.purpose).collect::<Vec<_>>();
         assert_eq!(purposes(&arrivals), [Purpose::Resume, Purpose::Linger, Purpose::Handshake]);
@@ -328,7 +320,7 @@ mod tests {
         // SAFETY: as above.
         unsafe { shipment.send(inbox.tx.as_raw_fd()).unwrap() };
         assert_eq!(next_fds(inbox.rx.as_fd()).unwrap(), 2);
-        assert_eq!(arrivals.receive(inbox.rx.as_fd()).unwrap(), 2);
+        assert_eq!(arrivals.receive(inbox.rx.as_fd()).unwrap().0, 2);
         assert_eq!(purposes(&arrivals), [Purpose::Linger, Purpose::Handshake]);
         arrivals.take_first(|_, _| ()).unwrap();
         let read = arrivals.take_first(|_, entry| entry.unwrap().parts[2].to_vec());

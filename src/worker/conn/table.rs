@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -228,12 +229,9 @@ impl Conn {
     }
 }
 
-/// Connections in a piece of the table.
-const PIECE: usize = 256;
-
 pub struct Table {
-    /// By slot. In pieces of a fixed size: what is there never moves, and costs what it takes.
-    places: Vec<Box<[Option<Conn>; PIECE]>>,
+    /// By slot; never grows beyond what was reserved, so that what is there does not move.
+    places: Vec<Option<Conn>>,
     /// By slot: upper half of the id of the connection there, or of the last one.
     generations: Vec<u32>,
     free: Vec<u32>,
@@ -253,29 +251,37 @@ impl Table {
         let (records, unsent) = (Records::map(most as usize)?, Extents::map(most as usize)?);
         let (topics, topic_extents) = (HashMap::new(), Extents::map(most as usize)?);
         // Unused memory costs nothing, and growing would fragment the heap.
-        let (places, generations, free) = (Vec::new(), Vec::with_capacity(most as usize), Vec::new());
+        let (places, generations) = (Vec::with_capacity(most as usize), Vec::with_capacity(most as usize));
+        let free = Vec::new();
         Ok(Table { places, generations, free, records, unsent, topics, topic_extents, most, live: 0 })
     }
 
-    /// Adds a connection; `None`, and it is dropped, when the table is full.
-    pub fn add(&mut self, conn: Conn) -> Option<u64> {
+    /// Adds a connection. Its record is cut until more is known. Its socket is given back when the table is full.
+    pub fn add(&mut self, conn: Conn) -> Result<u64, Socket> {
         let slot = match self.free.pop() {
             Some(slot) => slot,
-            None if self.generations.len() < self.most as usize => {
+            None if self.places.len() < self.most as usize => {
+                self.places.push(None);
                 self.generations.push(0);
-                self.generations.len() as u32 - 1
+                self.places.len() as u32 - 1
             }
-            None => return None,
+            None => return Err(conn.socket),
         };
-        let generation = self.generations.get_mut(slot as usize)?;
+        let (Some(place), Some(generation), Some(record)) = (
+            self.places.get_mut(slot as usize),
+            self.generations.get_mut(slot as usize),
+            self.records.get_mut(slot),
+        ) else {
+            return Err(conn.socket);
+        };
         // 0 is no generation: no id is 0.
         *generation = generation.wrapping_add(1).max(1);
-        if slot as usize >= self.places.len() * PIECE {
-            self.places.push(Box::new([const { None }; PIECE]));
-        }
-        *self.places.get_mut(slot as usize / PIECE)?.get_mut(slot as usize % PIECE)? = Some(conn);
+        (record.generation, record.fd) = (*generation, conn.socket.as_raw_fd());
+        record.seal();
+        record.cut();
+        *place = Some(conn);
         self.live += 1;
-        Some(u64::from(*generation) << 32 | u64::from(slot))
+        Ok(u64::from(*generation) << 32 | u64::from(slot))
     }
 
     #[inline]
@@ -288,7 +294,7 @@ impl Table {
     fn place(&mut self, id: u64) -> Option<&mut Option<Conn>> {
         let slot = id as u32 as usize;
         let is_current = *self.generations.get(slot)? == (id >> 32) as u32;
-        self.places.get_mut(slot / PIECE)?.get_mut(slot % PIECE).filter(|_| is_current)
+        self.places.get_mut(slot).filter(|_| is_current)
     }
 
     /// The record of a connection; changed ones are to be sealed.
@@ -319,7 +325,7 @@ impl Table {
     pub fn all(&mut self, id: u64) -> Option<(&mut Conn, &mut Record, &mut Extents)> {
         let slot = id as u32 as usize;
         let is_current = *self.generations.get(slot)? == (id >> 32) as u32;
-        let place = self.places.get_mut(slot / PIECE)?.get_mut(slot % PIECE).filter(|_| is_current)?;
+        let place = self.places.get_mut(slot).filter(|_| is_current)?;
         Some((place.as_mut()?, self.records.get_mut(id as u32)?, &mut self.unsent))
     }
 
@@ -364,8 +370,7 @@ impl Table {
     }
 
     pub fn ids(&self) -> Vec<u64> {
-        let taken =
-            self.places.iter().flat_map(|piece| piece.iter()).zip(0..).filter(|(conn, _)| conn.is_some());
+        let taken = self.places.iter().zip(0..).filter(|(conn, _)| conn.is_some());
         taken.filter_map(|(_, slot)| self.id_of(slot)).collect()
     }
 
@@ -376,10 +381,6 @@ impl Table {
 
     pub fn len(&self) -> u32 {
         self.live
-    }
-
-    pub fn is_full(&self) -> bool {
-        self.live >= self.most
     }
 }
 
@@ -403,7 +404,7 @@ mod tests {
     fn an_id_names_one_connection_only() {
         let mut table = Table::new(1).unwrap();
         let first = table.add(conn()).unwrap();
-        assert!(table.add(conn()).is_none(), "the table has one place");
+        assert!(table.add(conn()).is_err(), "the table has one place");
         assert!(table.remove(first).is_some());
         let second = table.add(conn()).unwrap();
         assert_ne!(first, second);

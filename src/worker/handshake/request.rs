@@ -40,7 +40,7 @@ impl Handshakes {
         arrival: &Arrival<'_>,
         permit: Permit,
         listener: &ListenerSettings,
-    ) -> Result<u64, Option<Socket>> {
+    ) -> Result<u64, Socket> {
         let id = self.add(socket)?;
         self.conns.with_head(id, |head| head.console = listener.console);
         self.conns.edit_record(id, |record| {
@@ -59,11 +59,11 @@ impl Handshakes {
     }
 
     /// A connection of which nothing is known yet.
-    pub fn add(&self, socket: Socket) -> Result<u64, Option<Socket>> {
+    pub fn add(&self, socket: Socket) -> Result<u64, Socket> {
         // Accepted while the worker was told to stop.
         if self.conns.life.is_stopping() {
             self.conns.presence.release();
-            return Err(Some(socket));
+            return Err(socket);
         }
         let deadline = self.conns.now() + self.conns.config.handshake_timeout;
         self.conns.add(Conn::new(socket, deadline))

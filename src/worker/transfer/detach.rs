@@ -4,6 +4,8 @@
 //! read for it, so that this comes soon; what it has sent by then goes out before the connection moves. Only handlers
 //! that declare themselves resumable are asked.
 
+use std::collections::BTreeMap;
+
 use ::ws_handler::raw::*;
 
 use crate::time::Instant;
@@ -13,37 +15,29 @@ use crate::worker::conn::table::{Conn, Pause};
 use crate::worker::transfer::Transfer;
 use crate::worker::transfer::pacing::AGAIN;
 
-/// A connection whose thread was asked to release it.
-pub struct Detaching {
-    conn: u64,
-    /// The slot where it is to go on; None: where all go.
-    to: Option<usize>,
-}
+/// Connections whose threads were asked to release them, each with the slot where it is to go on; None: where all go.
+pub type Detaching = BTreeMap<u64, Option<usize>>;
 
 impl Transfer {
     /// Asks the thread of a connection to release it, which then goes on in another slot, or where all go; if this
     /// worker is not leaving, only if the thread has nothing to do. False if it will not.
     pub fn detach_thread(&self, id: u64, to: Option<usize>) -> bool {
-        if self.detaching.borrow().iter().any(|detached| detached.conn == id) {
+        if self.detaching.borrow().contains_key(&id) {
             return false;
         }
-        let channel = match self.conns.core.borrow_mut().table.get(id) {
-            Some(conn) if conn.has_unread() => return false,
-            Some(conn) => conn
-                .open()
-                .filter(|open| is_serving(open) && open.proto.is_movable())
-                .and_then(|open| open.channel().cloned()),
-            None => return false,
-        };
-        if !channel
-            .is_some_and(|channel| channel.is_resumable() && channel.leave(self.leaving.borrow().is_none()))
-        {
-            return false;
+        let channel = self.conns.with_open(id, |_, open| {
+            let may_move = is_serving(open) && open.proto.is_movable() && !open.has_unread();
+            open.channel().filter(|_| may_move).cloned()
+        });
+        let will = channel
+            .flatten()
+            .is_some_and(|channel| channel.is_resumable() && channel.leave(!self.is_leaving()));
+        if will {
+            self.conns.pause(id, Pause::Move);
+            self.detaching.borrow_mut().insert(id, to);
+            self.conns.life.request_chores();
         }
-        self.conns.pause(id, Pause::Move);
-        self.detaching.borrow_mut().push(Detaching { conn: id, to });
-        self.conns.life.request_chores();
-        true
+        will
     }
 
     /// The thread of a connection has released it, and left this state.
@@ -69,18 +63,16 @@ impl Transfer {
 
     /// Sends away what threads have released. Returns when to look again, if some have not yet.
     pub fn send_detached(&self) -> Option<Instant> {
-        if self.detaching.borrow().is_empty() {
-            return None;
-        }
-        let mut detaching = self.detaching.take();
-        let mut left = Vec::new();
-        while let Some(to) =
-            detaching.iter().find(|detached| self.is_detached(detached.conn)).map(|detached| detached.to)
-        {
-            let ids: Vec<u64> = detaching
-                .extract_if(.., |detached| detached.to == to && self.is_detached(detached.conn))
-                .map(|detached| detached.conn)
-                .collect();
+        let mut detached = BTreeMap::<Option<usize>, Vec<u64>>::new();
+        self.detaching.borrow_mut().retain(|id, to| {
+            let is_detached = self.is_detached(*id);
+            if is_detached {
+                detached.entry(*to).or_default().push(*id);
+            }
+            // Without those that have come to their end meanwhile.
+            !is_detached && self.conns.with_open(*id, |_, open| is_serving(open)) == Some(true)
+        });
+        for (to, ids) in detached {
             if self.tx_to(to).is_none() {
                 // There is no process any more that takes them: they go on here, as if they had arrived.
                 ids.into_iter().for_each(|id| self.keep(id));
@@ -88,15 +80,9 @@ impl Transfer {
             }
             self.send_away(&ids, to, usize::MAX);
             // Those for which the inbox has no room.
-            left.extend(
-                ids.into_iter().filter(|id| self.is_detached(*id)).map(|conn| Detaching { conn, to }),
-            );
+            let left = ids.into_iter().filter(|id| self.is_detached(*id)).map(|id| (id, to));
+            self.detaching.borrow_mut().extend(left);
         }
-        detaching.append(&mut left);
-        // Without those that have come to their end meanwhile.
-        detaching
-            .retain(|detached| self.conns.with_open(detached.conn, |_, open| is_serving(open)) == Some(true));
-        self.detaching.borrow_mut().append(&mut detaching);
         (!self.detaching.borrow().is_empty()).then(|| self.conns.now() + AGAIN)
     }
 

@@ -4,14 +4,19 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Duration;
 
+use crate::clock;
 use crate::fleet::sockets::inbox;
 use crate::fleet::sockets::queue::SocketQueue;
+use crate::log::Limit;
 use crate::worker::base::descriptors::Descriptors;
 use crate::worker::base::poll::{INBOX, Poll};
 use crate::worker::conn::handoff::{Arrivals, Entry};
 use crate::worker::crash::signals::uninterrupted;
-use crate::worker::transfer::junk::Junk;
+
+/// Time between two lines about what was no connection.
+const JUNK_INTERVAL: Duration = Duration::from_secs(10);
 
 pub struct Intake {
     pub inbox: SocketQueue,
@@ -24,8 +29,10 @@ pub struct Intake {
     is_lost: Cell<bool>,
     /// Connections that have come and are not in the table yet.
     arrivals: RefCell<&'static mut Arrivals>,
-    /// What has come that was no connection.
-    pub junk: Junk,
+    /// The process that has sent them.
+    sender: Cell<i32>,
+    /// Of lines about what has come that was no connection: the sender may send many.
+    junk: Limit,
 }
 
 impl Intake {
@@ -36,8 +43,9 @@ impl Intake {
         arrivals: &'static mut Arrivals,
     ) -> Self {
         let (is_watched, is_lost) = (Cell::new(false), Cell::new(false));
-        let (arrivals, junk) = (RefCell::new(arrivals), Junk::default());
-        Intake { inbox, poll, descriptors, is_watched, is_lost, arrivals, junk }
+        let (arrivals, sender) = (RefCell::new(arrivals), Cell::default());
+        let junk = Limit::new(1, JUNK_INTERVAL);
+        Intake { inbox, poll, descriptors, is_watched, is_lost, arrivals, sender, junk }
     }
 
     /// Has the event loop wait for connections from other processes.
@@ -77,15 +85,23 @@ impl Intake {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let received = uninterrupted(|| self.arrivals.borrow_mut().receive(from));
-        self.junk.set_sender(self.arrivals.borrow().sender());
         self.descriptors.refill();
-        let lost = count.saturating_sub(received?);
+        let (received, sender) = received?;
+        self.sender.set(sender);
+        let lost = count.saturating_sub(received);
         if lost > 0 {
-            self.junk.note(|| {
-                format!("{lost} of {count} connections are missing: forged, or another thread took the last descriptors")
-            });
+            self.complain(&format!(
+                "{lost} of {count} connections are missing: forged, or another thread took the last descriptors"
+            ));
         }
         Ok(())
+    }
+
+    /// Logs what has come that was no connection.
+    pub fn complain(&self, what: &str) {
+        if let Some(left_out) = self.junk.admit(clock::now()) {
+            log::error!("inbox: from process {}: {what}{left_out}", self.sender.get());
+        }
     }
 
     /// Has the first connection of the datagram adopted; `None` when all were. A crash of another thread finds it
@@ -95,7 +111,7 @@ impl Intake {
             self.arrivals.borrow_mut().take_first(|fd, entry| match entry {
                 Some(entry) => adopt(fd, entry),
                 None => {
-                    self.junk.note(|| "malformed handoff entry; connection dropped".to_owned());
+                    self.complain("malformed handoff entry; connection dropped");
                     None
                 }
             })

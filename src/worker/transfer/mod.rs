@@ -3,7 +3,6 @@
 
 pub mod detach;
 pub mod intake;
-pub mod junk;
 pub mod pacing;
 pub mod program;
 pub mod receive;
@@ -50,5 +49,5 @@ pub struct Transfer {
     /// Requests that wait for a process.
     pub waiting: RefCell<Vec<Waiting>>,
     /// Blocking connections on their way to another process.
-    pub detaching: RefCell<Vec<Detaching>>,
+    pub detaching: RefCell<Detaching>,
 }

@@ -9,6 +9,7 @@ use socket2::Socket;
 
 use crate::auth::User;
 use crate::config::ListenerSettings;
+use crate::fleet::memory::addresses::Permit;
 use crate::fleet::memory::scoreboard::Fault;
 use crate::fleet::sockets::control::Report;
 use crate::proto::http1::head::{self, Parsed};
@@ -103,36 +104,32 @@ impl Transfer {
 
     /// Adopts a connection, without calling its handler; returns its id and what is to follow.
     fn adopt(&self, fd: OwnedFd, entry: &Entry) -> Option<(u64, AfterIntake)> {
-        if self.conns.core.borrow().table.is_full() {
-            log::warn!(
-                "a connection from another process finds no room here (max_connections); told to connect again"
-            );
-            rescue::turn_away(fd.as_raw_fd(), entry.purpose, entry.unsent);
-            return None;
-        }
-        self.take_in(Socket::from(fd), entry).unwrap_or_else(|refused| {
-            // Its socket cannot be watched, or it has come for a handshake while this worker stops.
-            if let Some(socket) = refused {
-                rescue::turn_away(socket.as_raw_fd(), entry.purpose, entry.unsent);
+        match self.take_in(Socket::from(fd), entry) {
+            Ok(adopted) => {
+                self.conns.metrics.place.moved_in.add_shared(1);
+                adopted
             }
-            None
-        })
+            Err(refused) => {
+                rescue::turn_away(refused.as_raw_fd(), entry.purpose, entry.unsent);
+                None
+            }
+        }
     }
 
-    /// The same where there is room in the table; an error as that of `Conns::add`.
-    fn take_in(&self, socket: Socket, entry: &Entry) -> Result<Option<(u64, AfterIntake)>, Option<Socket>> {
+    /// The same; the socket if there is no room for it, or it has come for a handshake while this worker stops.
+    fn take_in(&self, socket: Socket, entry: &Entry) -> Result<Option<(u64, AfterIntake)>, Socket> {
         let admitted = self.admit(entry.purpose);
-        self.conns.metrics.place.moved_in.add_shared(1);
+        let known = Record::arrival_in(entry.block, entry.parts[0]);
+        let found = || socket.peer_addr().ok().and_then(|address| address.as_socket());
+        let arrival = known.unwrap_or_else(|| Arrival { peer: found(), ..Arrival::default() });
+        // Counted here from now on; not at all if it is turned away.
+        let permit = self.session.admission.take_over(arrival.peer, arrival.mark);
         match entry.purpose {
             Purpose::Handshake => {
-                let known = Record::arrival_in(entry.block, entry.parts[0]);
-                let found = || socket.peer_addr().ok().and_then(|address| address.as_socket());
-                let arrival = known.unwrap_or_else(|| Arrival { peer: found(), ..Arrival::default() });
                 // Where it came in is not known here, but whether the header was read.
                 let expects_header = self.conns.config.listeners().any(|listener| listener.proxy_protocol);
                 let listener =
                     ListenerSettings { proxy_protocol: expects_header, ..self.conns.config.listener.clone() };
-                let permit = self.session.admission.take_over(arrival.peer, arrival.mark);
                 let id = self.handshakes.start_connection(socket, &arrival, permit, &listener)?;
                 if !admitted {
                     self.conns.reply(id, unavailable("this process has its connection already"));
@@ -147,34 +144,32 @@ impl Transfer {
             Purpose::Linger => {
                 let mut conn = Conn::new(socket, Instant::NEVER);
                 conn.phase = Phase::Linger(self.conns.now() + LINGER);
-                if let Ok(id) = self.conns.add(conn) {
-                    if let Some(record) = self.conns.core.borrow_mut().table.record(id) {
-                        // For the access log. Of one that pointed to more nothing is known.
-                        record.import(entry.block, entry.parts);
-                        record.mark =
-                            self.session.admission.take_over(record.peer.address(), record.mark).keep();
-                        record.seal();
-                        record.leave_alone();
-                    }
-                    self.conns.log(id, |log, record, _| log.cut(id, record));
-                    self.conns.arm(id);
-                }
+                let id = self.conns.add(conn)?;
+                self.conns.edit_record(id, |record| {
+                    // For the access log. Of one that pointed to more only the peer is known.
+                    record.import(entry.block, entry.parts);
+                    (record.peer, record.mark) = (arrival.peer.into(), permit.keep());
+                    record.leave_alone();
+                });
+                self.conns.log(id, |log, record, _| log.cut(id, record));
+                self.conns.arm(id);
                 Ok(None)
             }
             Purpose::Resume => {
                 let id = self.conns.add(Conn::new(socket, Instant::NEVER))?;
-                Ok(self.resume_moved(id, entry).map(|handler| (id, AfterIntake::Open(handler))))
+                let handler = self.resume_moved(id, entry, permit);
+                Ok(handler.map(|handler| (id, AfterIntake::Open(handler))))
             }
         }
     }
 
     /// Goes on with a WebSocket that another process had; returns its handler if that is to be told.
-    fn resume_moved(&self, id: u64, entry: &Entry) -> Option<u16> {
+    fn resume_moved(&self, id: u64, entry: &Entry, permit: Permit) -> Option<u16> {
         let known = {
             let core = &mut *self.conns.core.borrow_mut();
             core.table.record(id).and_then(|record| {
                 record.import(entry.block, entry.parts).then(|| {
-                    record.mark = self.session.admission.take_over(record.peer.address(), record.mark).keep();
+                    record.mark = permit.keep();
                     record.set_resumed();
                     record.seal();
                     // The sender may have had other handlers, or other numbers for them.
@@ -185,7 +180,7 @@ impl Transfer {
             })
         };
         let Some(handler) = known else {
-            self.intake.junk.note(|| "damaged record; connection dropped".to_owned());
+            self.intake.complain("damaged record; connection dropped");
             self.conns.remove(id);
             return None;
         };
@@ -195,9 +190,11 @@ impl Transfer {
             return None;
         };
         let (handler, flags) = (handler.unwrap_or_default(), route.flags);
-        if self.handlers.pool_of(handler) != self.conns.presence.pool {
+        let pool = self.handlers.pool_of(handler);
+        if pool != self.conns.presence.pool {
             self.link.pass(id, entry.topics, entry.seen);
-            if !self.forward_arrived(id, self.handlers.pool_of(handler)) {
+            let to = self.least_loaded(pool);
+            if !to.is_some_and(|to| self.forward(&to, id, Purpose::Resume, pool)) {
                 self.close_arrived(id, handler, 1012);
             }
             return None;

@@ -67,11 +67,10 @@ impl Transfer {
 
     /// The same; false, and nothing is done, while no worker of the pool is free.
     pub fn try_forward(&self, id: u64, pool: usize, read: &[u8]) -> bool {
-        let Some((slot, tx)) = self.least_loaded(pool) else { return false };
+        let Some(to) = self.least_loaded(pool) else { return false };
         // Until it is sent, or answered.
         self.conns.edit_record(id, |record| record.set_head(read));
-        if !self.pack(id, Purpose::Handshake) || !self.forward(tx.as_raw_fd(), id, pool) {
-            self.release_claim(&slot, pool);
+        if !self.forward(&to, id, Purpose::Handshake, pool) {
             self.conns.reply(id, unavailable("the pool that serves this resource does not keep up"));
         }
         true
@@ -110,19 +109,14 @@ impl Transfer {
         Some((slot, known(to)?))
     }
 
-    /// The worker that was found for a connection does not get it.
-    pub fn release_claim(&self, slot: &Slot, pool: usize) {
-        if self.conns.config.is_per_connection(pool) {
-            slot.release();
-        }
-    }
-
-    /// Sends the one connection that was packed to a worker of this pool, and forgets it; false if there is no room at
+    /// Sends a connection to the worker that was found for it in this pool, and forgets it; false if there is no room at
     /// the other end.
-    fn forward(&self, tx: RawFd, id: u64, pool: usize) -> bool {
-        let sent = self.ship(tx, &[id]);
+    pub fn forward(&self, (slot, tx): &(Slot, Rc<OwnedFd>), id: u64, purpose: Purpose, pool: usize) -> bool {
+        let sent = self.pack(id, purpose) && self.ship(tx.as_raw_fd(), &[id]);
         if sent {
             self.forget_moved(id, pool == self.conns.presence.pool);
+        } else if self.conns.config.is_per_connection(pool) {
+            slot.release();
         }
         sent
     }
@@ -318,17 +312,6 @@ impl Transfer {
             }
         }
         moved + self.dispatch(tx.as_fd(), &mut batch)
-    }
-
-    /// Sends a connection that has just arrived on to the pool that serves its handler; false if that is not
-    /// possible.
-    pub fn forward_arrived(&self, id: u64, pool: usize) -> bool {
-        let Some((slot, tx)) = self.least_loaded(pool) else { return false };
-        let sent = self.pack(id, Purpose::Resume) && self.forward(tx.as_raw_fd(), id, pool);
-        if !sent {
-            self.release_claim(&slot, pool);
-        }
-        sent
     }
 
     /// How a connection can move, and how many bytes that takes; `None`: not now.
