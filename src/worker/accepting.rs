@@ -33,14 +33,14 @@ impl Worker {
         if !self.acceptor.is_poll_due(self.conns.now()) {
             return;
         }
-        if self.descriptors.check() {
+        let slot = self.conns.presence.slot;
+        let has_descriptors = self.descriptors.check();
+        if has_descriptors && slot.state() != State::Standby {
             self.transfer.intake.watch();
         }
-        if matches!(
-            self.conns.presence.slot.fault(),
-            Some(Fault::Descriptors | Fault::Listener | Fault::Inbox)
-        ) && self.conns.presence.slot.state() == State::Running
-        {
+        let is_faulty =
+            matches!(slot.fault(), Some(Fault::Descriptors | Fault::Listener | Fault::Inbox));
+        if is_faulty && slot.state() == State::Running {
             self.conns.presence.report(Report::Faulty);
         }
         if self.acceptor.exists() {

@@ -15,9 +15,8 @@ pub struct Metrics {
     /// What is counted of this process as a whole.
     pub lane: Lane,
     counters: &'static Counters,
-    /// By handler, in the counters of all processes.
-    entries: Vec<usize>,
-    handler_counters: Vec<&'static HandlerCounters>,
+    /// By handler: its entry in the counters of all processes, and this process's part of that.
+    handlers: Vec<(usize, &'static HandlerCounters)>,
     /// Of the worker that this process is.
     pub place: &'static PlaceCounters,
     timed: bool,
@@ -35,23 +34,23 @@ impl Metrics {
         timed: bool,
     ) -> Self {
         let lane = counters.claim(usize::from(place.pool), slot, pid);
-        let entries: Vec<usize> =
-            routes.handlers().iter().map(|route| counters.entry_of(&route.resource)).collect();
-        let handler_counters = entries.iter().map(|entry| lane.counters(*entry)).collect();
+        let entries = routes.handlers().iter().map(|route| counters.entry_of(&route.resource));
+        let handlers = entries.map(|entry| (entry, lane.counters(entry))).collect();
         // Without room in shared memory the counts are kept in private memory, and not shown.
         let place = counters.place(place).unwrap_or_else(|| Box::leak(Box::default()));
-        Self { lane, counters, entries, handler_counters, place, timed }
+        Self { lane, counters, handlers, place, timed }
     }
 
     /// What is counted for a handler, or for [`NO_HANDLER`].
     pub fn of(&self, handler: u16) -> &'static HandlerCounters {
         let entry = if handler == NO_HANDLER { NONE } else { OTHER };
-        self.handler_counters.get(usize::from(handler)).copied().unwrap_or_else(|| self.lane.counters(entry))
+        let known = self.handlers.get(usize::from(handler));
+        known.map_or_else(|| self.lane.counters(entry), |(_, counters)| counters)
     }
 
     /// Open connections to a handler, in all processes.
     pub fn open_of(&self, handler: u16) -> u64 {
-        self.entries.get(usize::from(handler)).map_or(0, |entry| self.counters.open_of(*entry))
+        self.handlers.get(usize::from(handler)).map_or(0, |(entry, _)| self.counters.open_of(*entry))
     }
 
     pub fn stopwatch(&self, handler: u16) -> Stopwatch {

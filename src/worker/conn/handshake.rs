@@ -116,8 +116,7 @@ impl Registry {
     fn carry(&self, handshake: u64, change: impl FnOnce(&mut Carried)) -> i32 {
         match self.get(handshake) {
             Some(known) if known.is_blocking => WS_E_PLACE,
-            Some(known) => known.carry_later(change).map_or(WS_E_GONE, |()| WS_OK),
-            None => WS_E_GONE,
+            known => known.and_then(|known| known.carry_later(change)).map_or(WS_E_GONE, |()| WS_OK),
         }
     }
 
@@ -225,28 +224,19 @@ impl Handshake {
         self.draft().carried.user.as_ref().map_or(null_mut(), User::pointer)
     }
 
-    /// Changes what the connection takes along; `None` if it is too late.
+    /// Changes what the connection takes along; `None` if it is too late. A change that is refused is dropped when the
+    /// draft is unlocked, and with it what it brings: that may call the handler.
     pub fn carry<R>(&self, change: impl FnOnce(&mut Carried) -> R) -> Option<R> {
-        self.carry_if(|draft| !draft.finished, change)
-    }
-
-    /// The same after `WS_LATER`: once there is a verdict it is too late.
-    pub fn carry_later<R>(&self, change: impl FnOnce(&mut Carried) -> R) -> Option<R> {
-        self.carry_if(|draft| !draft.finished && draft.verdict.is_none(), change)
-    }
-
-    /// A change that is refused is dropped when the draft is unlocked, and with it what it brings: that may call the
-    /// handler.
-    fn carry_if<R>(
-        &self,
-        may: impl FnOnce(&Draft) -> bool,
-        change: impl FnOnce(&mut Carried) -> R,
-    ) -> Option<R> {
         let mut draft = self.draft();
-        if !may(&draft) {
+        if draft.finished {
             return None;
         }
         Some(change(&mut draft.carried))
+    }
+
+    /// The same after `WS_LATER`: once there is a verdict it is too late.
+    fn carry_later<R>(&self, change: impl FnOnce(&mut Carried) -> R) -> Option<R> {
+        if self.has_verdict() { None } else { self.carry(change) }
     }
 
     /// Appends octets in place of a reply.

@@ -50,11 +50,8 @@ impl Conns {
             let Some(open) = core.table.get(id).and_then(Conn::open) else { return };
             let held = open.proto.held();
             let verdict = core.receive_budget.update(id, &mut open.extra().share, held, now);
-            self.metrics.lane.present().receiving.set(core.receive_budget.sum() as u64);
             core.heap_trim.note(core.receive_budget.sum());
-            if core.receive_budget.has_released() {
-                self.life.request_chores();
-            }
+            self.note_budget(core);
             verdict
         };
         match verdict {
@@ -72,7 +69,15 @@ impl Conns {
         let now = self.now();
         core.receive_budget.release(id, share, now);
         core.contexts.update(id, &mut holding, 0, now);
+        self.note_budget(core);
+    }
+
+    fn note_budget(&self, core: &Core) {
         self.metrics.lane.present().receiving.set(core.receive_budget.sum() as u64);
+        // Those that wait for memory go on with the chores.
+        if core.receive_budget.has_released() {
+            self.life.request_chores();
+        }
     }
 
     /// Once a heartbeat, and when memory was released that others wait for: connections for which there is memory again
