@@ -35,7 +35,6 @@ impl Complaints {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -136,7 +136,6 @@ pub fn guard_all<T>(values: impl ExactSizeIterator<Item = T>) -> io::Result<&'st
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

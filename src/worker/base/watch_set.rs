@@ -77,7 +77,6 @@ fn borrowed<'a>(fd: RawFd) -> io::Result<BorrowedFd<'a>> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use std::io::Write;
     use std::os::fd::AsRawFd;

@@ -458,7 +458,6 @@ fn deflate_config(options: &ws_deflate_options) -> Option<negotiate::Config> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::proto::http1::head::{HeadLimits, Parsed, parse};

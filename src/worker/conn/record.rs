@@ -382,5 +382,4 @@ pub type Records = Slots<Record>;
 unsafe impl Zeroed for Record {}
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests;

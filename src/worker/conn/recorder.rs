@@ -27,13 +27,12 @@ const TICK: Duration = Duration::from_millis(100);
 const ONE_MOVE: Duration = Duration::from_secs(1);
 /// Names that are kept beyond those of connections that exist.
 const SPARE_NAMES: usize = 1000;
-/// No handler is recorded.
-const NONE: u32 = u32::MAX;
 
 /// Which handler is recorded.
+#[derive(Default)]
 pub struct Recorder {
-    /// Its number, or [`NONE`].
-    handler: Cell<u32>,
+    /// Its number.
+    handler: Cell<Option<u16>>,
     recording: RefCell<Option<Recording>>,
 }
 
@@ -54,31 +53,25 @@ struct Recording {
     lost: u64,
 }
 
-impl Default for Recorder {
-    fn default() -> Self {
-        Recorder { handler: Cell::new(NONE), recording: RefCell::default() }
-    }
-}
-
 impl Recorder {
     /// From now on this handler is recorded, and no other.
     pub fn start(&self, handler: u16, longest: u32, begun: Instant, socket: OwnedFd) {
         let (written, moved, names, lost) = Default::default();
         let longest = longest as usize;
         self.recording.replace(Some(Recording { socket, longest, begun, written, moved, names, lost }));
-        self.handler.set(handler.into());
+        self.handler.set(Some(handler));
     }
 
     /// Nothing is recorded any more.
     pub fn stop(&self) {
-        self.handler.set(NONE);
+        self.handler.take();
         self.recording.take();
     }
 
     /// Whether this handler is recorded.
     #[inline]
     pub fn records(&self, handler: u16) -> bool {
-        self.handler.get() == u32::from(handler)
+        self.handler.get() == Some(handler)
     }
 }
 
@@ -86,12 +79,11 @@ impl Recording {
     /// Sends whole lines: what does not fit into a datagram goes as a file in memory with it.
     fn send(&self, lines: &[u8]) -> io::Result<()> {
         let (first, rest) = lines.split_at(lines.len().min(LONGEST));
-        let file = (!rest.is_empty()).then(|| {
-            let mut file = File::from(memfd_create(c"wshd recording", MFdFlags::MFD_CLOEXEC)?);
-            file.write_all(rest)?;
-            Ok::<_, io::Error>(file)
-        });
-        let file = file.transpose()?;
+        let mut file = None;
+        if !rest.is_empty() {
+            let memory = memfd_create(c"wshd recording", MFdFlags::MFD_CLOEXEC)?;
+            file.insert(File::from(memory)).write_all(rest)?;
+        }
         datagram::send_at_once(self.socket.as_fd(), first, file.as_ref().map(AsFd::as_fd).as_slice())
     }
 }

@@ -217,11 +217,11 @@ fn write_early<R>(
     record: &mut Record,
     write: impl FnOnce(&mut SendQueue, &Socket) -> R,
 ) -> Option<R> {
-    let (queue, socket) = conn.queue_and_socket()?;
+    let queue = conn.queue.as_deref_mut()?;
     record.pin();
     let stands = record.flags();
     record.set_flags(stands & !flags::BOUNDARY);
-    let result = write(queue, socket);
+    let result = write(queue, &conn.socket);
     if queue.is_at_start() {
         record.set_flags(stands);
     }

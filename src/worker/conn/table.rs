@@ -181,11 +181,6 @@ impl Conn {
         self.queue.as_ref()?.stalled
     }
 
-    /// The send queue, if there is one, and where it leads to.
-    pub fn queue_and_socket(&mut self) -> Option<(&mut SendQueue, &Socket)> {
-        Some((self.queue.as_deref_mut()?, &self.socket))
-    }
-
     pub fn queued(&self) -> usize {
         self.queue.as_ref().map_or(0, |queue| queue.len())
     }
@@ -341,15 +336,10 @@ impl Table {
 
     /// Replaces the subscriptions of a connection, as they are to travel; empty for none.
     pub fn set_topics(&mut self, id: u64, bytes: Vec<u8>) {
-        if self.get(id).is_some() {
-            self.note_topics(id as u32, bytes.into());
-        }
-    }
-
-    fn note_topics(&mut self, slot: u32, bytes: Box<[u8]>) {
-        if self.topics.is_empty() && bytes.is_empty() {
+        if self.topics.is_empty() && bytes.is_empty() || self.get(id).is_none() {
             return;
         }
+        let (slot, bytes) = (id as u32, bytes.into_boxed_slice());
         // Before those that were there are freed.
         self.topic_extents.note(slot, &bytes);
         match bytes.is_empty() {
@@ -360,10 +350,10 @@ impl Table {
 
     /// Takes a connection out and forgets all about it.
     pub fn remove(&mut self, id: u64) -> Option<Conn> {
+        self.set_topics(id, Vec::new());
         let conn = self.place(id)?.take()?;
         let slot = id as u32;
         self.records.get_mut(slot)?.clear();
-        self.note_topics(slot, Box::default());
         self.free.push(slot);
         self.live -= 1;
         Some(conn)

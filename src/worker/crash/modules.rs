@@ -98,7 +98,7 @@ impl Modules {
     }
 
     pub fn place(&self, address: u64) -> CodePlace {
-        match self.find(address) {
+        match self.list().iter().find(|mapping| (mapping.start..mapping.end).contains(&address)) {
             Some(Mapping { module, handler, .. }) => {
                 CodePlace { spot: module.at(address.wrapping_sub(module.offset)), handler: *handler }
             }
@@ -125,10 +125,6 @@ impl Modules {
             at = at.checked_add(size as u64)?;
         }
         None
-    }
-
-    fn find(&self, address: u64) -> Option<&Mapping> {
-        self.list().iter().find(|mapping| (mapping.start..mapping.end).contains(&address))
     }
 }
 
@@ -204,7 +200,6 @@ fn number(digits: &[u8], radix: u32) -> Option<u64> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -54,15 +54,13 @@ impl Registers {
 }
 
 thread_local! {
-    static HELD: Cell<CurrentMessage> = const { Cell::new(NONE) };
+    static HELD: Cell<Option<CurrentMessage>> = const { Cell::new(None) };
 }
-
-const NONE: CurrentMessage = CurrentMessage { kind: 0, size: 0, data: 0 };
 
 /// The message that the calling thread's blocking handler has from now on. It may be freed without notice: a crash
 /// reads it as if it could be anything.
 pub fn hold(kind: u32, payload: &[u8]) {
-    HELD.set(CurrentMessage { kind, size: payload.len() as u64, data: payload.as_ptr() as u64 });
+    HELD.set(Some(CurrentMessage { kind, size: payload.len() as u64, data: payload.as_ptr() as u64 }));
 }
 
 pub struct Collector {
@@ -92,8 +90,7 @@ impl Collector {
         let conn = facts.conn;
         let of_loop =
             || current_call.message().filter(|_| current_call.current().is_some_and(|(.., at)| at == conn));
-        let held = Some(HELD.get()).filter(|held| held.kind != 0);
-        if let Some(message) = held.or_else(of_loop) {
+        if let Some(message) = HELD.get().or_else(of_loop) {
             self.copy(message, facts);
         }
         let of_thread = || self.modules.place(threads::began_with()).handler;

@@ -47,22 +47,22 @@ impl Transfer {
         }
         let now = self.conns.now();
         let mut full: Vec<usize> = Vec::new();
-        let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
-        for one in waiting {
-            let Waiting { id, pool, give_up } = one;
-            let Some(read) = self.conns.with_head(id, |head| head.read.clone()) else { continue };
-            if !full.contains(&pool) {
+        self.waiting.borrow_mut().retain(|&Waiting { id, pool, give_up }| {
+            let may_be_free = !full.contains(&pool);
+            let read = self.conns.with_head(id, |head| may_be_free.then(|| head.read.clone()).unwrap_or_default());
+            let Some(read) = read else { return false };
+            if may_be_free {
                 if self.try_forward(id, pool, &read) {
-                    continue;
+                    return false;
                 }
                 full.push(pool);
             }
-            if give_up <= now {
+            let is_over = give_up <= now;
+            if is_over {
                 self.conns.reply(id, unavailable("no process became free for this resource in time"));
-            } else {
-                self.waiting.borrow_mut().push(one);
             }
-        }
+            !is_over
+        });
         (!self.waiting.borrow().is_empty()).then(|| now + AGAIN)
     }
 }
