@@ -148,7 +148,8 @@ fn live(host: &'static ThreadHost, beginning: ThreadStart) {
         }
         if !serve(host, handler, &channel, conn, stopwatch) {
             stopwatch.time_of(handler, Callback::Close, || handler.close(conn, WS_BY_MOVE, 0));
-            let mut state = with(|current| current.info.state.take()).flatten().unwrap_or_default();
+            let state = |current: &mut Current| current.info.record.terminated_state().map(<[u8]>::to_vec);
+            let mut state = with(state).flatten().unwrap_or_default();
             state.pop(); // the NUL
             host.commands.give(ThreadCommand::Detached(conn, state));
         } else if handler.has(Callback::Close) {
@@ -397,12 +398,14 @@ impl Host for ThreadHost {
 
     fn set_state(&self, conn: u64, state: &[u8]) -> i32 {
         let copied = of(conn, |current| {
-            current.info.state = (!state.is_empty()).then(|| [state, b"\0"].concat());
+            // It may be a part of the one before, which is freed by the second call.
+            let is_news = !current.moved && current.channel.set_state(state);
+            current.info.record.set_state(state);
             // If it is moved, the state is taken along when on_close has returned: until then a crash must not move it.
             if current.moved {
                 self.commands.set_idle(conn, false);
             }
-            !current.moved && current.channel.set_state(state)
+            is_news
         });
         match copied {
             // Before the connection is open it is attached then.

@@ -9,7 +9,6 @@ use ::ws_handler::raw::ws_bytes;
 
 use crate::clock;
 use crate::ffi::host::{ABSENT, Task, terminated};
-use crate::proto::ws::deflate::negotiate::Params;
 use crate::time::Instant;
 use crate::worker::commands::queue::{CommandQueue, ThreadCommand};
 
@@ -84,9 +83,9 @@ pub struct Ended {
 
 /// What the handshake has agreed on.
 pub struct Agreed {
-    /// The subprotocol, followed by a NUL.
     pub protocol: Option<Vec<u8>>,
-    pub deflate: Option<Params>,
+    /// See [`Record::deflate`](crate::worker::conn::record::Record::deflate).
+    pub deflate: u32,
 }
 
 #[derive(Default)]

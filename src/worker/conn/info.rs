@@ -28,31 +28,22 @@ pub enum Stage {
 /// The facts of one connection, borrowed from where they lie.
 pub struct Info<'a> {
     pub stage: Stage,
-    /// Each with the NUL behind it.
-    pub strings: Strings<&'a [u8]>,
-    pub deflate: Option<Params>,
+    pub record: &'a Record,
     /// The request, in the handshake or if it is kept.
     pub request: Option<&'a Request>,
-    /// What a gateway knows of the connection, as bytes.
-    pub facts: Option<&'a [u8]>,
-    /// The peer, if it has an IP address.
-    pub peer: Option<SocketAddr>,
     /// Our end, which the socket may have to be asked for.
     pub local: &'a dyn Fn() -> Option<SockAddr>,
     /// Copies a path to where it lives as long as the connection.
     pub keep_path: &'a mut dyn FnMut(&[u8]) -> ws_bytes,
-    /// With the NUL behind it.
-    pub state: Option<&'a [u8]>,
     /// Code and reason of the peer's Close frame.
     pub peer_close: Option<(u16, ws_bytes)>,
     pub last_opcode: u32,
-    pub is_resumed: bool,
 }
 
 impl ConnectionInfo for Info<'_> {
     fn fact(&mut self, fact: Fact) -> ws_bytes {
-        let request = self.request;
-        let resource = self.strings.resource;
+        let (record, request) = (self.record, self.request);
+        let Strings { resource, origin, user, protocol } = record.terminated_strings();
         let query = resource.iter().position(|&byte| byte == b'?');
         let found = match fact {
             Fact::Resource => Some(resource),
@@ -61,18 +52,18 @@ impl ConnectionInfo for Info<'_> {
                 Some(end) => return (self.keep_path)(resource.get(..end).unwrap_or_default()),
             },
             Fact::Query => query.and_then(|at| resource.get(at + 1..)),
-            Fact::Origin => self.strings.origin,
-            Fact::RemoteUser => self.strings.user,
-            Fact::Protocol => self.strings.protocol,
+            Fact::Origin => origin,
+            Fact::RemoteUser => user,
+            Fact::Protocol => protocol,
             Fact::Authority => request.and_then(|request| request.terminated().authority()),
             Fact::Method => request.map(|request| request.terminated().method()),
             Fact::RequestedProtocols => request.and_then(Request::protocols),
             Fact::RequestedExtensions => request.and_then(Request::extensions),
-            Fact::Extensions => self.deflate.map(extension_text),
-            Fact::State => self.state,
+            Fact::Extensions => record.params().map(extension_text),
+            Fact::State => record.terminated_state(),
             Fact::CloseReason => return self.peer_close.map_or(ABSENT, |(_, reason)| reason),
             Fact::Tls(which) => {
-                let facts = self.facts.and_then(GatewayFacts::from_bytes);
+                let facts = record.facts().and_then(GatewayFacts::from_bytes);
                 return facts.and_then(|facts| facts.tls(which)).map_or(ABSENT, followed_by_nul);
             }
         };
@@ -84,8 +75,8 @@ impl ConnectionInfo for Info<'_> {
             // A function that outlived its connection finds it gone.
             Number::Version if place().0 == Callback::Task && self.stage != Stage::Open => 0,
             Number::Version => 13,
-            Number::IsResumed => self.is_resumed.into(),
-            Number::Deflate => self.deflate.is_some().into(),
+            Number::IsResumed => self.record.is_resumed().into(),
+            Number::Deflate => self.record.params().is_some().into(),
             Number::LastOpcode => self.last_opcode,
             Number::CloseCode => match self.peer_close {
                 Some((code, _)) => code.into(),
@@ -107,7 +98,7 @@ impl ConnectionInfo for Info<'_> {
 
     fn address(&self, end: End) -> Option<Address> {
         match end {
-            End::Remote => Some(address(self.peer)),
+            End::Remote => Some(address(self.record.peer.address())),
             End::Local => self.local_end(),
         }
     }
@@ -117,7 +108,8 @@ impl Info<'_> {
     /// The address of our end: the gateway's, where the connection comes from one.
     fn local_end(&self) -> Option<Address> {
         let unix = |path: String| Address { family: WS_UNIX, port: 0, text: path };
-        if let Some(known) = self.facts.and_then(GatewayFacts::from_bytes).and_then(|facts| facts.local) {
+        let facts = self.record.facts().and_then(GatewayFacts::from_bytes);
+        if let Some(known) = facts.and_then(|facts| facts.local) {
             let text = String::from_utf8_lossy(known).into_owned();
             return Some(text.parse().map_or_else(|_| unix(text), |socket| address(Some(socket))));
         }
@@ -131,43 +123,34 @@ impl Info<'_> {
 /// they are.
 pub struct OwnedInfo {
     pub stage: Stage,
-    strings: Strings<Vec<u8>>,
-    deflate: Option<Params>,
+    /// A copy.
+    pub record: Box<Record>,
     request: Option<Arc<Request>>,
-    facts: Option<Box<[u8]>>,
-    peer: Option<SocketAddr>,
     local: Option<SockAddr>,
     path: Path,
-    /// With the NUL behind it.
-    pub state: Option<Vec<u8>>,
     pub peer_close: Option<PeerClose>,
     pub last_opcode: u32,
-    is_resumed: bool,
 }
 
 impl OwnedInfo {
-    /// Of the connection with this record and socket, in the handshake or opened before.
+    /// Of the connection with this sealed record, and this socket, in the handshake or opened before.
     pub fn new(stage: Stage, record: &Record, socket: &Socket, request: Option<Arc<Request>>) -> Self {
         OwnedInfo {
             stage,
-            strings: record.terminated_strings().map(<[u8]>::to_vec),
-            deflate: record.params(),
+            record: record.duplicate(),
             request,
-            facts: record.facts().map(Box::from),
-            peer: record.peer.address(),
             local: socket.local_addr().ok(),
             path: Path::default(),
-            state: record.terminated_state().map(<[u8]>::to_vec),
             peer_close: None,
             last_opcode: 0,
-            is_resumed: stage == Stage::Open,
         }
     }
 
     /// The handshake is done.
     pub fn open(&mut self, agreed: Agreed, keeps_request: bool) {
         self.stage = Stage::Open;
-        (self.strings.protocol, self.deflate) = (agreed.protocol, agreed.deflate);
+        self.record.set_protocol(agreed.protocol.as_deref());
+        self.record.deflate = agreed.deflate;
         self.request.take_if(|_| !keeps_request);
     }
 
@@ -175,17 +158,12 @@ impl OwnedInfo {
     pub fn look<R>(&mut self, f: impl FnOnce(&mut Info<'_>) -> R) -> R {
         f(&mut Info {
             stage: self.stage,
-            strings: self.strings.as_slices(),
-            deflate: self.deflate,
+            record: &self.record,
             request: self.request.as_deref(),
-            facts: self.facts.as_deref(),
-            peer: self.peer,
             local: &|| self.local.clone(),
             keep_path: &mut |text| self.path.keep(text),
-            state: self.state.as_deref(),
             peer_close: self.peer_close.as_ref().map(PeerClose::lend),
             last_opcode: self.last_opcode,
-            is_resumed: self.is_resumed,
         })
     }
 }

@@ -248,15 +248,12 @@ impl Record {
         self.attributes |= HAS_PROXY_HEADER;
     }
 
-    /// Attaches the handler's state; an empty one detaches.
+    /// Attaches the handler's state; an empty one detaches. It may be a part of the one that is attached.
     pub fn set_state(&mut self, state: &[u8]) {
-        self.state = Owned::NOTHING;
-        if !state.is_empty() {
-            let mut bytes = Vec::with_capacity(state.len() + 1);
-            bytes.extend_from_slice(state);
-            bytes.push(0);
-            self.state = Owned::new(bytes);
-        }
+        self.state = match state {
+            [] => Owned::NOTHING,
+            _ => Owned::new([state, b"\0"].concat()),
+        };
     }
 
     /// The attached state, with the NUL behind it.
@@ -340,6 +337,15 @@ impl Record {
         self.checksum == sum(&[self.covered()]) && memory::checksum(&self.part_places()) == Some(self.parts)
     }
 
+    /// A copy with bytes of its own, but not the request head. The record must be sealed.
+    pub fn duplicate(&self) -> Box<Record> {
+        // SAFETY: see Zeroed.
+        let mut copy: Box<Record> = Box::new(unsafe { std::mem::zeroed() });
+        let is_sound = copy.import(self.block(), self.parts());
+        debug_assert!(is_sound);
+        copy
+    }
+
     /// The record's own bytes, for another process.
     pub fn block(&self) -> &[u8] {
         // SAFETY: a Record is a plain block of memory of this size without padding, made from
@@ -380,6 +386,9 @@ pub type Records = Slots<Record>;
 
 // SAFETY: zero numbers and null pointers, and nothing is owned.
 unsafe impl Zeroed for Record {}
+
+// SAFETY: what it points to is its own, or, the request head, is read on the thread that has set it.
+unsafe impl Send for Record {}
 
 #[cfg(test)]
 mod tests;

@@ -368,8 +368,8 @@ impl Handshakes {
             Some(channel) => {
                 let core = &mut *self.conns.core.borrow_mut();
                 let Some(record) = core.table.record(id) else { return };
-                let protocol = record.terminated_strings().protocol.map(<[u8]>::to_vec);
-                channel.open(Agreed { protocol, deflate: record.params() });
+                let protocol = record.strings().protocol.map(<[u8]>::to_vec);
+                channel.open(Agreed { protocol, deflate: record.deflate });
             }
             None => self.session.notify_open(id, handler),
         }

@@ -33,17 +33,12 @@ impl Host for LoopHost {
         let socket = &conn.socket;
         let known = Info {
             stage: Stage::Handshake,
-            strings: record.terminated_strings(),
-            deflate: record.params(),
+            record,
             request: None,
-            facts: record.facts(),
-            peer: record.peer.address(),
             local: &|| socket.local_addr().ok(),
             keep_path: &mut |_| ABSENT,
-            state: record.terminated_state(),
             peer_close: None,
             last_opcode: 0,
-            is_resumed: record.is_resumed(),
         };
         match &mut conn.phase {
             Phase::Opening(handshake, ..) => f(&mut Info {
