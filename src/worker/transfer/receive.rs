@@ -29,14 +29,6 @@ use crate::worker::transfer::Transfer;
 /// Datagrams that are taken out of an inbox before other work is done.
 const AT_ONCE: usize = 64;
 
-/// What follows once all connections of a datagram are in the table.
-enum AfterIntake {
-    /// This handler is told that the connection is open.
-    Open(u16),
-    /// The part of the request that was read is processed.
-    Read,
-}
-
 impl Transfer {
     /// Adopts all connections that lie in this slot's inbox.
     pub fn empty_inbox(&self) {
@@ -59,17 +51,16 @@ impl Transfer {
                 moved.extend(adopted);
                 signals::begin_work();
             }
-            for (id, next) in moved {
-                match next {
-                    AfterIntake::Read => {
+            for id in moved {
+                match self.conns.with_open(id, |handler, _| handler) {
+                    // The part of the request that was read is processed.
+                    None => {
                         if let Some((elsewhere, read)) = self.handshakes.read_head(id, b"") {
                             self.forward_request(id, &elsewhere, &read);
                         }
                     }
-                    AfterIntake::Open(handler) if !self.conns.life.is_stopping() => {
-                        self.session.notify_open(id, handler)
-                    }
-                    AfterIntake::Open(_) => {
+                    Some(handler) if !self.conns.life.is_stopping() => self.session.notify_open(id, handler),
+                    Some(_) => {
                         // Its handler is not called in this process.
                         self.conns.with_open(id, |_, open| open.silent = true);
                         self.conns.close(id, Some(1001), b"", WS_BY_HOST);
@@ -102,8 +93,8 @@ impl Transfer {
         is_admitted
     }
 
-    /// Adopts a connection, without calling its handler; returns its id and what is to follow.
-    fn adopt(&self, fd: OwnedFd, entry: &Entry) -> Option<(u64, AfterIntake)> {
+    /// Adopts a connection, without calling its handler; returns its id if it goes on here.
+    fn adopt(&self, fd: OwnedFd, entry: &Entry) -> Option<u64> {
         match self.take_in(Socket::from(fd), entry) {
             Ok(adopted) => {
                 self.conns.metrics.place.moved_in.add_shared(1);
@@ -117,7 +108,7 @@ impl Transfer {
     }
 
     /// The same; the socket if there is no room for it, or it has come for a handshake while this worker stops.
-    fn take_in(&self, socket: Socket, entry: &Entry) -> Result<Option<(u64, AfterIntake)>, Socket> {
+    fn take_in(&self, socket: Socket, entry: &Entry) -> Result<Option<u64>, Socket> {
         let admitted = self.admit(entry.purpose);
         let known = Record::arrival_in(entry.block, entry.parts[0]);
         let found = || socket.peer_addr().ok().and_then(|address| address.as_socket());
@@ -135,11 +126,8 @@ impl Transfer {
                     self.conns.reply(id, unavailable("this process has its connection already"));
                     return Ok(None);
                 }
-                if entry.parts[2].is_empty() {
-                    return Ok(None);
-                }
                 self.conns.keep_head(id, entry.parts[2].to_vec());
-                Ok(Some((id, AfterIntake::Read)))
+                Ok(Some(id))
             }
             Purpose::Linger => {
                 let mut conn = Conn::new(socket, Instant::NEVER);
@@ -157,14 +145,13 @@ impl Transfer {
             }
             Purpose::Resume => {
                 let id = self.conns.add(Conn::new(socket, Instant::NEVER))?;
-                let handler = self.resume_moved(id, entry, permit);
-                Ok(handler.map(|handler| (id, AfterIntake::Open(handler))))
+                Ok(self.resume_moved(id, entry, permit).then_some(id))
             }
         }
     }
 
-    /// Goes on with a WebSocket that another process had; returns its handler if that is to be told.
-    fn resume_moved(&self, id: u64, entry: &Entry, permit: Permit) -> Option<u16> {
+    /// Goes on with a WebSocket that another process had; whether its handler is to be told.
+    fn resume_moved(&self, id: u64, entry: &Entry, permit: Permit) -> bool {
         let known = {
             let core = &mut *self.conns.core.borrow_mut();
             core.table.record(id).and_then(|record| {
@@ -182,12 +169,12 @@ impl Transfer {
         let Some(handler) = known else {
             self.intake.complain("damaged record; connection dropped");
             self.conns.remove(id);
-            return None;
+            return false;
         };
         self.conns.put_unsent(id, entry.unsent);
         let Some(route) = handler.and_then(|handler| self.conns.routes.get(handler)) else {
             self.close_arrived(id, NO_HANDLER, 1001);
-            return None;
+            return false;
         };
         let (handler, flags) = (handler.unwrap_or_default(), route.flags);
         let pool = self.handlers.pool_of(handler);
@@ -197,11 +184,11 @@ impl Transfer {
             if !to.is_some_and(|to| self.forward(&to, id, Purpose::Resume, pool)) {
                 self.close_arrived(id, handler, 1012);
             }
-            return None;
+            return false;
         }
         if route.blocking && flags & WS_RESUMABLE == 0 {
             self.close_arrived(id, handler, 1012);
-            return None;
+            return false;
         }
         let request =
             (!entry.parts[2].is_empty()).then(|| self.read_kept(id, handler, entry.parts[2])).flatten();
@@ -211,7 +198,7 @@ impl Transfer {
         }
         // From here on it can move again.
         self.conns.flush(id);
-        Some(handler)
+        true
     }
 
     /// Closes a connection that arrived and that no handler here serves.
