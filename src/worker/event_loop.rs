@@ -10,7 +10,7 @@ use crate::clock;
 use crate::ffi::host::{defer_releases, run_releases};
 use crate::time::Instant;
 use crate::worker::Worker;
-use crate::worker::base::poll::{BUS, CONNECTION, HANDLER_FDS, INBOX, LISTENER};
+use crate::worker::base::poll::{BUS, CONNECTION, HANDLER_FDS, INBOX, LISTENER, RINGS};
 use crate::worker::conn::receive;
 use crate::worker::crash::{signals, traps};
 
@@ -129,7 +129,7 @@ impl Worker {
     }
 
     fn watch_sources(&self) -> io::Result<()> {
-        self.conns.poll.add_edge(self.conns.commands.wakeup(), WAKEUP)?;
+        self.conns.poll.add_for(self.conns.commands.wakeup(), WAKEUP, RINGS)?;
         self.conns.poll.add(self.conns.presence.control, CONTROL)?;
         self.conns.poll.add(&self.signals, SIGNAL)
     }

@@ -38,23 +38,12 @@ impl Poll {
 
     /// Adds a descriptor, watched for reading.
     pub fn add(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
-        Ok(self.0.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token))?)
+        self.add_for(fd, token, READABLE)
     }
 
-    /// Adds a connection, with what it is watched for.
-    pub fn add_conn(&self, fd: impl AsFd, token: u64, watched: u8) -> io::Result<()> {
+    /// Adds a descriptor, with what it is watched for.
+    pub fn add_for(&self, fd: impl AsFd, token: u64, watched: u8) -> io::Result<()> {
         Ok(self.0.add(fd, EpollEvent::new(flags_of(watched), token))?)
-    }
-
-    /// Adds an event counter that is never read: each ring is an event.
-    pub fn add_edge(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
-        Ok(self.0.add(fd, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, token))?)
-    }
-
-    /// Adds a descriptor that other processes watch for reading, too: one of those that wait is woken.
-    pub fn add_shared(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
-        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLEXCLUSIVE;
-        Ok(self.0.add(fd, EpollEvent::new(flags, token))?)
     }
 
     /// Watches a descriptor no more; false if it is none of those that are watched.
@@ -73,13 +62,18 @@ pub const WRITABLE: u8 = 2;
 /// Something has come to be read; reported once. It saves epoll from looking at the socket again when all of it has
 /// been read: a fiftieth of a short echo.
 pub const ARRIVALS: u8 = 4;
+/// An event counter that is never read was rung: each ring is an event.
+pub const RINGS: u8 = 8;
+/// To be read, here or in one of the other processes that watch it: one of those that wait is woken.
+pub const SHARED: u8 = 16;
 
 fn flags_of(watched: u8) -> EpollFlags {
     let mut flags = EpollFlags::empty();
-    flags.set(EpollFlags::EPOLLIN, watched & (READABLE | ARRIVALS) != 0);
+    flags.set(EpollFlags::EPOLLIN, watched & !WRITABLE != 0);
+    flags.set(EpollFlags::EPOLLEXCLUSIVE, watched & SHARED != 0);
     flags.set(EpollFlags::EPOLLOUT, watched & WRITABLE != 0);
     // What ends a read early although more may be there: the end of the stream, and urgent data (tcp(7)).
-    let once = EpollFlags::EPOLLET | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLPRI;
-    flags.set(once, watched & ARRIVALS != 0);
+    flags.set(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLPRI, watched & ARRIVALS != 0);
+    flags.set(EpollFlags::EPOLLET, watched & (ARRIVALS | RINGS) != 0);
     flags
 }

@@ -154,7 +154,7 @@ impl Conns {
             self.presence.release();
             socket
         })?;
-        let watched = core.table.get(id).map(|conn| self.poll.add_conn(&conn.socket, id, conn.watched));
+        let watched = core.table.get(id).map(|conn| self.poll.add_for(&conn.socket, id, conn.watched));
         if let Some(Err(error)) = watched
             && let Some(conn) = core.table.remove(id)
         {

@@ -85,7 +85,7 @@ impl Conns {
     pub fn watch_all(&self) {
         for id in self.ids() {
             if let Some(conn) = self.core.borrow_mut().table.get(id)
-                && let Err(error) = self.poll.add_conn(&conn.socket, id, conn.watched)
+                && let Err(error) = self.poll.add_for(&conn.socket, id, conn.watched)
             {
                 log::error!("connection {id:x}: cannot watch the socket: {error}");
             }

@@ -237,7 +237,6 @@ pub struct Table {
     topics: HashMap<u32, Box<[u8]>>,
     topic_extents: Extents,
     most: u32,
-    live: u32,
 }
 
 impl Table {
@@ -248,7 +247,7 @@ impl Table {
         // Unused memory costs nothing, and growing would fragment the heap.
         let (places, generations) = (Vec::with_capacity(most as usize), Vec::with_capacity(most as usize));
         let free = Vec::new();
-        Ok(Table { places, generations, free, records, unsent, topics, topic_extents, most, live: 0 })
+        Ok(Table { places, generations, free, records, unsent, topics, topic_extents, most })
     }
 
     /// Adds a connection. Its record is cut until more is known. Its socket is given back when the table is full.
@@ -275,7 +274,6 @@ impl Table {
         record.seal();
         record.cut();
         *place = Some(conn);
-        self.live += 1;
         Ok(u64::from(*generation) << 32 | u64::from(slot))
     }
 
@@ -355,7 +353,6 @@ impl Table {
         let slot = id as u32;
         self.records.get_mut(slot)?.clear();
         self.free.push(slot);
-        self.live -= 1;
         Some(conn)
     }
 
@@ -370,7 +367,7 @@ impl Table {
     }
 
     pub fn len(&self) -> u32 {
-        self.live
+        (self.places.len() - self.free.len()) as u32
     }
 }
 

@@ -29,7 +29,7 @@ use crate::fleet::sockets::gateway_queue::{MAX_PREAMBLE, Preamble};
 use crate::fleet::sockets::listener::{Listener, is_of_connection};
 use crate::time::Instant;
 use crate::worker::base::descriptors::Descriptors;
-use crate::worker::base::poll::{LISTENER, Poll};
+use crate::worker::base::poll::{LISTENER, Poll, SHARED};
 use crate::worker::conn::record::foreign::Arrival;
 use crate::worker::listen::share::FairShare;
 
@@ -159,7 +159,7 @@ impl Acceptor {
             if !socket.is_usable() {
                 continue;
             }
-            match self.poll.add_shared(&socket.source, token) {
+            match self.poll.add_for(&socket.source, token, SHARED) {
                 Ok(()) => {}
                 Err(error) if matches!(error.raw_os_error(), Some(libc::ENOMEM | libc::ENOSPC)) => {
                     log::warn!("cannot watch {}: epoll: {error}; trying again", socket.source);
@@ -298,7 +298,7 @@ impl Acceptor {
             let was_suspended = socket.suspended.swap(false, Ordering::Relaxed);
             if was_suspended
                 && *state == AcceptState::Accepting
-                && let Err(error) = self.poll.add_shared(&socket.source, token)
+                && let Err(error) = self.poll.add_for(&socket.source, token, SHARED)
             {
                 log::warn!("cannot watch {}: epoll: {error}; trying again", socket.source);
                 socket.suspended.store(true, Ordering::Relaxed);
