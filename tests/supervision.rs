@@ -333,12 +333,16 @@ fn a_handler_that_ends_workers_at_the_start_is_named_and_the_others_are_served()
     }
     dir.handler("leaves", &bad_start("leaves", "exit(0)"));
     bad.push("leaves".to_owned());
+    // Its child has the worker's memory.
+    dir.handler("vforks", &bad_start("vforks", "if (vfork() == 0) _exit(127); abort()"));
+    bad.push("vforks".to_owned());
     let begun = Instant::now();
     let mut server = Server::start(&dir, &["--workers", "2"]);
     assert!(begun.elapsed() < Duration::from_secs(5), "no delay: {:?}", begun.elapsed());
     let log = server.log();
     assert!(log.contains("crashed: SIGABRT in on_worker_start of bad0, bad0_wsh.so+0x"), "{log}");
     assert!(log.contains("exit() called in on_worker_start of leaves, leaves_wsh.so+0x"), "{log}");
+    assert!(log.contains("crashed: SIGABRT in on_worker_start of vforks, vforks_wsh.so+0x"), "{log}");
     let url = |name: &str| format!("ws://127.0.0.1:{}/{name}", port(&server));
     for name in &bad {
         match tungstenite::connect(url(name)) {

@@ -38,8 +38,7 @@ impl Worker {
         if has_descriptors && slot.state() != State::Standby {
             self.transfer.intake.watch();
         }
-        let is_faulty =
-            matches!(slot.fault(), Some(Fault::Descriptors | Fault::Listener | Fault::Inbox));
+        let is_faulty = matches!(slot.fault(), Some(Fault::Descriptors | Fault::Listener | Fault::Inbox));
         if is_faulty && slot.state() == State::Running {
             self.conns.presence.report(Report::Faulty);
         }

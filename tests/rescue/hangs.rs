@@ -72,6 +72,23 @@ fn a_blocking_handler_is_judged_by_the_processor_time_that_it_uses_between_calls
 }
 
 #[test]
+fn a_posted_function_that_runs_when_its_connection_ends_is_watched() {
+    let (mut server, _dir) = serve(&["busy_blocking"], &["--workers", "1", "-o", "handler_timeout=300ms"]);
+    let mut culprit = Raw::open(&server.address(), "/busy_blocking");
+    culprit.text("leave");
+    // The thread has gone, or is still there.
+    let named = ["a posted function or timer for connection ", "its thread for connection "];
+    until("it is named", || {
+        named.iter().any(|place| logged(&server, &format!("busy_blocking: {place}")) == 1)
+    });
+    drop(culprit);
+    let mut next = Raw::open(&server.address(), "/busy_blocking");
+    assert_eq!(next.ask("wait 1"), "done");
+    drop(next);
+    stop(&mut server);
+}
+
+#[test]
 fn waiting_of_a_blocking_handler_has_its_own_limit() {
     let (mut server, _dir) = serve(&["busy_blocking"], &["-o", "handler_wait_timeout=300ms"]);
     let mut culprit = Raw::open(&server.address(), "/busy_blocking");

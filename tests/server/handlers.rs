@@ -342,6 +342,9 @@ fn user_pointer_and_state_stay_with_the_connection() {
         assert_eq!(raw.ask("state"), "state: -");
         assert_eq!(raw.ask("set_state some state"), "set_state: 0");
         assert_eq!(raw.ask("state"), "state: \"some state\"");
+        assert_eq!(raw.ask("set_state a longer one, of which a part stays"), "set_state: 0");
+        assert_eq!(raw.ask("state_from 2"), "state_from: 0");
+        assert_eq!(raw.ask("state"), "state: \"longer one, of which a part stays\"", "{name}");
         assert_eq!(other.ask("state"), "state: -");
         assert_eq!(other.ask("user"), "user: ");
         assert_eq!(raw.ask("state_of 4096"), "state_of: 0");

@@ -143,7 +143,8 @@ impl RescueContext {
     fn report(&self, signal: c_int, address: u64, registers: Registers, is_loop: bool) -> Blame {
         let (callback, culprit) = place();
         // A function that was posted may run when its connection has gone, and another has the place.
-        let is_of_culprit = |record: &&Record| record.generation == (culprit >> 32) as u32 && record.is_intact();
+        let is_of_culprit =
+            |record: &&Record| record.generation == (culprit >> 32) as u32 && record.is_intact();
         let record = self.record(culprit as u32 as usize).filter(is_of_culprit);
         // The event loop's own code has crashed, or the signal was sent from outside: no handler is to blame.
         let idle = callback == Callback::None && is_loop;

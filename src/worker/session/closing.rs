@@ -68,7 +68,8 @@ impl Session {
     pub fn on_deadline(&self, id: u64) {
         let now = self.conns.now();
         // One by one: a callback may clear the next one.
-        let expired = || self.conns.with_open(id, |_, open| open.pop_timer(now).filter(|_| !open.over)).flatten();
+        let expired =
+            || self.conns.with_open(id, |_, open| open.pop_timer(now).filter(|_| !open.over)).flatten();
         while let Some(task) = expired() {
             self.run_task(id, task);
         }
