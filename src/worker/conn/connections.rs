@@ -143,8 +143,8 @@ pub struct Conns {
 }
 
 impl Conns {
-    /// Adds a connection, which the scoreboard counts already, to table and poll. An error, with the socket, if there is
-    /// no room, or that cannot be watched.
+    /// Adds a connection, which the scoreboard counts already, to table and poll. An error, with the socket, if there
+    /// is no room, or that cannot be watched.
     pub fn add(&self, mut conn: Conn) -> Result<u64, Socket> {
         let core = &mut *self.core.borrow_mut();
         conn.since = self.now().seconds();

@@ -184,8 +184,8 @@ impl Arrivals {
     }
 
     /// Receives the next datagram, after all of the last one were taken; returns the number of its descriptors, and the
-    /// process that has sent it. `WouldBlock` when there is none. Allocates nothing: on a damaged heap that would be a crash, with all of them
-    /// in nobody's hands.
+    /// process that has sent it. `WouldBlock` when there is none. Allocates nothing: on a damaged heap that would be a
+    /// crash, with all of them in nobody's hands.
     pub fn receive(&mut self, from: BorrowedFd<'_>) -> io::Result<(usize, i32)> {
         (self.entries, self.waiting) = (0..0, 0..0);
         let (size, sender) = datagram::receive_each(from, &mut self.bytes, MAX_FDS, |fd| {

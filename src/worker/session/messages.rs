@@ -303,9 +303,13 @@ impl Session {
     #[inline(never)]
     fn exceeds_rate(&self, id: u64, is_first: bool, size: usize) -> bool {
         let now = self.conns.now();
-        let admits =
-            |open: &mut Open| open.extra().pace.as_mut().is_none_or(|pace| pace.admits(is_first, size, now));
-        if self.conns.with_open(id, |_, open| admits(open)).unwrap_or(true) {
+        let exceeds = |open: &mut Open| {
+            // Whom the server is closing is not counted again.
+            let is_closed = open.proto.close_sent().is_some();
+            let pace = open.extra().pace.as_mut().filter(|_| !is_closed);
+            pace.is_some_and(|pace| !pace.admits(is_first, size, now))
+        };
+        if self.conns.with_open(id, |_, open| exceeds(open)) != Some(true) {
             return false;
         }
         self.admission.note(Refusal::Messages, self.conns.peer(id), "");

@@ -109,8 +109,8 @@ impl Transfer {
         Some((slot, known(to)?))
     }
 
-    /// Sends a connection to the worker that was found for it in this pool, and forgets it; false if there is no room at
-    /// the other end.
+    /// Sends a connection to the worker that was found for it in this pool, and forgets it; false if there is no room
+    /// there.
     pub fn forward(&self, (slot, tx): &(Slot, Rc<OwnedFd>), id: u64, purpose: Purpose, pool: usize) -> bool {
         let sent = self.pack(id, purpose) && self.ship(tx.as_raw_fd(), &[id]);
         if sent {

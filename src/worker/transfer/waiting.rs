@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use crate::time::Instant;
+use crate::worker::conn::table::PartialHead;
 use crate::worker::handshake::outcome::unavailable;
 use crate::worker::transfer::Transfer;
 
@@ -49,8 +50,8 @@ impl Transfer {
         let mut full: Vec<usize> = Vec::new();
         self.waiting.borrow_mut().retain(|&Waiting { id, pool, give_up }| {
             let may_be_free = !full.contains(&pool);
-            let read = self.conns.with_head(id, |head| may_be_free.then(|| head.read.clone()).unwrap_or_default());
-            let Some(read) = read else { return false };
+            let read = |head: &mut PartialHead| if may_be_free { head.read.clone() } else { Vec::new() };
+            let Some(read) = self.conns.with_head(id, read) else { return false };
             if may_be_free {
                 if self.try_forward(id, pool, &read) {
                     return false;
