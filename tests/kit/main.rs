@@ -26,7 +26,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use client::{ask, connect};
-use daemon::{Dir, ECHO, Server, TIMEOUT, output_of, output_within, until, wshd};
+use daemon::{Dir, ECHO, Server, TIMEOUT, children, is_alive, output_of, output_within, until, wshd};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -479,6 +479,25 @@ fn check_prints_findings_as_text() {
         text.contains("x_wsh.so: cannot be loaded: ") && text.contains("warning    cannot be examined"),
         "{text}"
     );
+}
+
+/// The worker of an untrusted handler changes its user, which takes back that it is killed with its parent.
+#[test]
+fn the_processes_of_a_check_end_with_it() {
+    let dir = Dir::new();
+    let object = dir.handler("x", ECHO);
+    let mut check = wshd();
+    check.args(["check", "--faults"]).arg(&object).stdout(Stdio::null()).env("TMPDIR", dir.path());
+    let mut check = check.spawn().unwrap();
+    let pid = check.id() as i32;
+    // Bus and worker.
+    until("it serves the handler", || children(pid).len() == 2);
+    thread::sleep(Duration::from_millis(100));
+    kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+    let all = children(pid);
+    check.kill().unwrap();
+    check.wait().unwrap();
+    until("they have ended", || !all.iter().any(|pid| is_alive(*pid)));
 }
 
 /// Creates a handler and runs its test, as an author would.

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
+use nix::unistd::getpid;
 
 use self::process::Process;
 use super::run::install;
@@ -378,9 +379,14 @@ impl Host {
         let (start, channel) = self.prepare(slot).map_err(cannot)?;
         let fail_every = self.fail_every;
         let confinement = self.confinement.clone();
+        let parent = getpid();
+        let confine = move |confinement: Confinement| {
+            confinement.enter()?;
+            process::end_with(parent, Signal::SIGKILL)
+        };
         let process = process::fork(peers, move || {
             sink::set_process("worker");
-            if let Some(Err(error)) = confinement.map(|confinement| confinement.enter()) {
+            if let Some(Err(error)) = confinement.map(confine) {
                 log::error!("{error}");
                 return Exit::Internal.code();
             }

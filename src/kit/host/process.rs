@@ -76,13 +76,16 @@ pub fn block_sigterm() -> io::Result<()> {
 /// Makes the kernel send the program SIGTERM when the thread that starts it ends, even by SIGKILL.
 pub fn end_with_parent(command: &mut Command) {
     let parent = getpid();
-    let prepare = move || {
-        set_pdeathsig(Signal::SIGTERM)?;
-        // The parent may have ended before.
-        if getppid() == parent { Ok(()) } else { Err(Errno::ESRCH.into()) }
-    };
     // SAFETY: between fork and exec it makes two system calls and allocates nothing.
-    unsafe { command.pre_exec(prepare) };
+    unsafe { command.pre_exec(move || end_with(parent, Signal::SIGTERM)) };
+}
+
+/// Makes the kernel send this process a signal when the thread that forked it ends. A change of the user takes that
+/// back (prctl(2)).
+pub fn end_with(parent: Pid, signal: Signal) -> io::Result<()> {
+    set_pdeathsig(signal)?;
+    // The parent may have ended before.
+    if getppid() == parent { Ok(()) } else { Err(Errno::ESRCH.into()) }
 }
 
 /// A child. Dropping this kills it.
@@ -93,6 +96,7 @@ pub struct Process {
 
 /// Forks a child that runs `work` and exits with the result. It closes the descriptors in `closed` first.
 pub fn fork(closed: &[RawFd], work: impl FnOnce() -> i32) -> io::Result<Process> {
+    let parent = getpid();
     // SAFETY: this process has one thread, so its child may do anything.
     match unsafe { fork_process()? } {
         ForkResult::Parent { child } => Ok(Process { pid: child, status: None }),
@@ -101,7 +105,7 @@ pub fn fork(closed: &[RawFd], work: impl FnOnce() -> i32) -> io::Result<Process>
                 // SAFETY: the child ends below, and never returns to an owner of these descriptors.
                 unsafe { libc::close(*fd) };
             }
-            let code = prepare().map_or(Exit::Internal.code(), |()| {
+            let code = prepare(parent).map_or(Exit::Internal.code(), |()| {
                 // A panic has logged its message.
                 catch_unwind(AssertUnwindSafe(work)).unwrap_or(Exit::Internal.code())
             });
@@ -113,8 +117,8 @@ pub fn fork(closed: &[RawFd], work: impl FnOnce() -> i32) -> io::Result<Process>
 }
 
 /// Prepares the child: streams and signals.
-fn prepare() -> io::Result<()> {
-    set_pdeathsig(Signal::SIGKILL)?;
+fn prepare(parent: Pid) -> io::Result<()> {
+    end_with(parent, Signal::SIGKILL)?;
     // A handler that reads standard input must not take it from the terminal.
     dup2_stdin(File::open("/dev/null")?)?;
     for crash in [Signal::SIGSEGV, Signal::SIGBUS] {
