@@ -55,14 +55,14 @@ impl Validators {
     /// Evaluates the preconditions of a GET or HEAD in the order of RFC 9110 13.2.2.
     pub fn evaluate(&self, head: &Head) -> Precondition {
         if head.header("If-Match").is_some() {
-            if !self.any(head, "If-Match", Comparison::Strong) {
+            if !self.any(head, "If-Match", |tag| self.strong && !tag.weak) {
                 return Precondition::Failed;
             }
         } else if date(head, "If-Unmodified-Since").is_some_and(|since| self.modified > since) {
             return Precondition::Failed;
         }
         if head.header("If-None-Match").is_some() {
-            if self.any(head, "If-None-Match", Comparison::Weak) {
+            if self.any(head, "If-None-Match", |_| true) {
                 return Precondition::NotModified;
             }
         } else if date(head, "If-Modified-Since").is_some_and(|since| self.modified <= since) {
@@ -80,24 +80,11 @@ impl Validators {
         value == self.tag.as_bytes() || date(head, "If-Range").is_some_and(|since| since == self.modified)
     }
 
-    fn any(&self, head: &Head, name: &str, comparison: Comparison) -> bool {
-        head.header_all(name).any(|list| list == b"*" || Tags(list).any(|tag| self.matches(tag, comparison)))
+    /// Whether a header has `*`, or this tag among those that are compared (RFC 9110 8.8.3.2).
+    fn any(&self, head: &Head, name: &str, is_compared: impl Fn(&Tag) -> bool) -> bool {
+        let is_this = |tag: Tag| is_compared(&tag) && tag.quoted == self.tag.as_bytes();
+        head.header_all(name).any(|list| list == b"*" || Tags(list).any(is_this))
     }
-
-    /// RFC 9110 8.8.3.2
-    fn matches(&self, tag: Tag, comparison: Comparison) -> bool {
-        let comparable = match comparison {
-            Comparison::Strong => self.strong && !tag.weak,
-            Comparison::Weak => true,
-        };
-        comparable && tag.quoted == self.tag.as_bytes()
-    }
-}
-
-#[derive(Clone, Copy)]
-enum Comparison {
-    Strong,
-    Weak,
 }
 
 struct Tag<'a> {

@@ -27,16 +27,9 @@ const LOOKUP_ATTEMPTS: usize = 8;
 /// The document root, held open.
 pub struct Root {
     directory: OwnedFd,
-    lookup: Lookup,
-}
-
-#[derive(Clone, Copy)]
-enum Lookup {
-    /// With openat2 (Linux 5.6), which refuses paths out of the root. Symbolic links within it are followed, absolute
-    /// ones are refused.
-    Beneath,
-    /// Without openat2: component by component; no symbolic links are followed.
-    NoLinks,
+    /// There is openat2 (Linux 5.6), which refuses paths out of the root. Symbolic links within it are followed, absolute
+    /// ones are refused. Without it no links are followed.
+    has_openat2: bool,
 }
 
 impl Root {
@@ -49,28 +42,21 @@ impl Root {
                 io::Error::new(error.kind(), format!("document root {}: {error}", path.display()))
             })?;
         let directory = OwnedFd::from(directory);
-        let lookup = match openat2(&directory, ".", beneath(OFlag::O_PATH | OFlag::O_CLOEXEC)) {
-            Ok(_) => Lookup::Beneath,
-            Err(_) => Lookup::NoLinks,
-        };
-        Ok(Self { directory, lookup })
+        let has_openat2 = openat2(&directory, ".", beneath(OFlag::O_PATH | OFlag::O_CLOEXEC)).is_ok();
+        Ok(Self { directory, has_openat2 })
     }
 
     /// Behaves as on a kernel without openat2.
     #[cfg(test)]
     pub fn follow_no_links(&mut self) {
-        self.lookup = Lookup::NoLinks;
+        self.has_openat2 = false;
     }
 
     /// Opens `path`, which may be of any file type.
     fn find(&self, path: &RequestPath) -> Result<File, Errno> {
-        match self.lookup {
-            Lookup::Beneath => self.find_beneath(path),
-            Lookup::NoLinks => self.find_without_links(path),
+        if !self.has_openat2 {
+            return self.find_without_links(path);
         }
-    }
-
-    fn find_beneath(&self, path: &RequestPath) -> Result<File, Errno> {
         let mut relative: PathBuf = path.components().iter().collect();
         if path.components().is_empty() {
             relative.push(".");
