@@ -31,7 +31,7 @@ pub use self::limit::{LeftOut, Limit};
 pub use self::line::Value;
 use self::line::{Form, Line, Writer};
 pub use self::relay::MAX_BYTES as MAX_RELAYED;
-use self::relay::{Received, Relay};
+use self::relay::{Relay, Wire};
 use self::target::Target;
 
 /// Target of records above `error`: the server, or a handler, cannot continue.
@@ -235,11 +235,11 @@ pub fn relay(socket: OwnedFd) -> io::Result<()> {
 
 /// Writes a line that another process has sent with [`relay`]. [supervisor]
 pub fn write_relayed(bytes: &[u8], process: &str, pid: u32) {
-    let received = Received::read(bytes);
+    let received = Wire::read(bytes);
     with_logger(|logger| {
-        let output = logger.output(received.kind()).unwrap_or(&logger.log);
-        if received.lost() > 0 {
-            output.write_as(process, pid, &loss(&loss_text(received.lost())));
+        let output = logger.output(received.kind).unwrap_or(&logger.log);
+        if received.lost > 0 {
+            output.write_as(process, pid, &loss(&loss_text(received.lost)));
         }
         received.with_line(|line| output.write_as(process, pid, line));
     });

@@ -24,15 +24,16 @@ pub struct Relay {
 
 /// A line on the wire.
 #[derive(Debug, Default, Serialize, Deserialize)]
-struct Wire {
-    kind: LogKind,
+pub struct Wire {
+    /// The log it is for.
+    pub kind: LogKind,
     level: Level,
     handler: Option<String>,
     conn: u64,
     message: String,
     fields: Vec<(String, serde_json::Value)>,
     /// Lines lost before it.
-    lost: u64,
+    pub lost: u64,
 }
 
 impl Relay {
@@ -84,20 +85,16 @@ impl Relay {
     }
 }
 
-/// A received line.
-pub struct Received(Wire);
-
-impl Received {
+impl Wire {
     /// Parses a datagram. One that [`Relay::send`] did not make is plain text, such as a handler's output.
     pub fn read(bytes: &[u8]) -> Self {
-        Self::read_wire(bytes).unwrap_or_else(|| {
+        serde_json::from_slice(bytes).ok().filter(Self::is_valid).unwrap_or_else(|| {
             let message = String::from_utf8_lossy(bytes).trim_end().to_owned();
-            Self(Wire { level: Level::Info, message, ..Wire::default() })
+            Self { level: Level::Info, message, ..Self::default() }
         })
     }
 
-    fn read_wire(bytes: &[u8]) -> Option<Self> {
-        let wire: Wire = serde_json::from_slice(bytes).ok()?;
+    fn is_valid(&self) -> bool {
         let is_name = |key: &str| {
             (1..=KEY).contains(&key.len())
                 && key.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
@@ -105,30 +102,18 @@ impl Received {
         // With one name twice in an object of JSON, readers would take the sender's value for ours.
         let is_taken = |key: &str| match key {
             "time" | "level" | "process" | "pid" | "message" => true,
-            "handler" => wire.handler.is_some(),
-            "conn" => wire.conn != 0,
+            "handler" => self.handler.is_some(),
+            "conn" => self.conn != 0,
             _ => false,
         };
-        let is_valid =
-            wire.fields.len() <= FIELDS && wire.fields.iter().all(|(key, _)| is_name(key) && !is_taken(key));
-        is_valid.then_some(Self(wire))
-    }
-
-    /// The log it is for.
-    pub fn kind(&self) -> LogKind {
-        self.0.kind
-    }
-
-    /// Lines lost before it.
-    pub fn lost(&self) -> u64 {
-        self.0.lost
+        self.fields.len() <= FIELDS && self.fields.iter().all(|(key, _)| is_name(key) && !is_taken(key))
     }
 
     /// Calls `f` with the line.
     pub fn with_line<R>(&self, f: impl FnOnce(&Line<'_>) -> R) -> R {
         let fields: Vec<(&str, Value<'_>)> =
-            self.0.fields.iter().map(|(key, value)| (&**key, field(value))).collect();
-        let Wire { level, handler, conn, message, .. } = &self.0;
+            self.fields.iter().map(|(key, value)| (&**key, field(value))).collect();
+        let Wire { level, handler, conn, message, .. } = self;
         f(&Line { level: *level, handler: handler.as_deref(), conn: *conn, message, fields: &fields })
     }
 }
@@ -163,8 +148,8 @@ mod tests {
         let mut bytes = [0; 2 * MAX_BYTES];
         assert!(relay.send(&line, 3));
         let size = theirs.recv(&mut bytes).unwrap();
-        let received = Received::read(&bytes[..size]);
-        assert_eq!((received.kind(), received.lost()), (LogKind::Access, 3));
+        let received = Wire::read(&bytes[..size]);
+        assert_eq!((received.kind, received.lost), (LogKind::Access, 3));
         received.with_line(|came| {
             assert_eq!(
                 format!("{:?}", (came.level, came.handler, came.conn, came.message, came.fields)),
@@ -175,7 +160,7 @@ mod tests {
         assert!(relay.send(&Line { message: &long, ..line }, 0));
         let size = theirs.recv(&mut bytes).unwrap();
         assert!(size <= MAX_BYTES);
-        Received::read(&bytes[..size])
+        Wire::read(&bytes[..size])
             .with_line(|line| assert!(line.message.starts_with("\u{1}") && line.message.ends_with("...")));
     }
 
@@ -184,16 +169,16 @@ mod tests {
         let bad_name = r#"{"kind":"Main","level":"debug","handler":null,"conn":0,"message":"","fields":[["A\nB",1]],"lost":0}"#;
         let bad_level = bad_name.replace("debug", "loud").replace("A\\nB", "a");
         let good = bad_name.replace("A\\nB", "a");
-        Received::read(good.as_bytes()).with_line(|line| assert_eq!(line.fields.len(), 1));
+        Wire::read(good.as_bytes()).with_line(|line| assert_eq!(line.fields.len(), 1));
         let forged = ["time", "level", "process", "pid", "message"]
             .map(|name| good.replace("\"a\"", &format!("{name:?}")));
         for text in
             forged.iter().map(String::as_str).chain(["hello", "{}", bad_name, &bad_level, &"[".repeat(5000)])
         {
-            let received = Received::read(format!("{text}\n").as_bytes());
-            assert_eq!(received.kind(), LogKind::Main);
+            let received = Wire::read(format!("{text}\n").as_bytes());
+            assert_eq!(received.kind, LogKind::Main);
             received.with_line(|line| assert_eq!((line.message, line.fields.len()), (text, 0)));
         }
-        Received::read(&[0xff, b'a']).with_line(|line| assert_eq!(line.message, "\u{fffd}a"));
+        Wire::read(&[0xff, b'a']).with_line(|line| assert_eq!(line.message, "\u{fffd}a"));
     }
 }
