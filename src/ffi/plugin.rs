@@ -77,56 +77,24 @@ impl fmt::Debug for Plugin {
     }
 }
 
-/// Why a file is not a handler. Does not name the file, the caller knows it.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// It cannot be read.
-    #[error("cannot be read: {0}")]
-    Read(#[from] io::Error),
-    /// It is not a shared object.
-    #[error("not a shared object: got a file that begins with {0:02x?}, expected 7f 45 4c 46 (ELF)")]
-    NotElf(Vec<u8>),
-    /// The dynamic linker refuses it; its message.
-    #[error("cannot be loaded: {0}")]
-    Link(String),
-    /// It exports no entry function.
-    #[error("exports no {}: is WS_HANDLER(...) missing?", raw::ENTRY_SYMBOL)]
-    NoEntry,
-    /// The entry function returned no table.
-    #[error("{} returned NULL, expected a table", raw::ENTRY_SYMBOL)]
-    NoTable,
-    /// The table is smaller than any ABI 1 table can be.
-    #[error("table too small: got {0} bytes, expected at least {PREFIX}; it must begin with its size")]
-    TooSmall(usize),
-    /// It was made for another major version of the header.
-    #[error("made for another ABI: got {}.{}, expected {}.x", .0 >> 16, .0 & 0xffff, raw::WS_ABI_MAJOR)]
-    OtherAbi(u32),
-    /// It sets an unknown flag that a host must not ignore.
-    #[error("flags: got {0:#x}, which this version does not know: it needs a newer wshd")]
-    Flags(u32),
-    /// Neither style.
-    #[error("neither transfer_data nor on_message is set, expected exactly one of them")]
-    NoStyle,
-    /// Both styles.
-    #[error("transfer_data and on_message are both set, expected exactly one of them")]
-    BothStyles,
-    /// Its subprotocols are not tokens (RFC 6455 4.2.2).
-    #[error("protocols: got {0:?}, expected tokens separated by commas, each once")]
-    Protocols(String),
-}
-
 /// Loads the handler in `path` into this process. Runs the plugin's constructors and its entry function. The object
-/// stays loaded even on an error.
-pub fn load(path: &Path, given: LoadOptions) -> Result<Plugin, LoadError> {
-    let path = path.canonicalize()?; // dlopen would search for a name without a slash
-    check_magic(&path)?;
+/// stays loaded even on an error, which does not name the file: the caller knows it.
+pub fn load(path: &Path, given: LoadOptions) -> Result<Plugin, String> {
+    let unreadable = |error: io::Error| format!("cannot be read: {error}");
+    let path = path.canonicalize().map_err(unreadable)?; // dlopen would search for a name without a slash
+    let start = start_of(&path).map_err(unreadable)?;
+    if start != b"\x7fELF" {
+        let expected = "expected 7f 45 4c 46 (ELF)";
+        return Err(format!("not a shared object: got a file that begins with {start:02x?}, {expected}"));
+    }
     let file_name = default_name(&path);
     // SAFETY: the caller is a worker or probe, which may crash in the constructors.
     let library = unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_LOCAL) }
-        .map_err(|error| LoadError::Link(link_message(&error)))?;
+        .map_err(|error| format!("cannot be loaded: {}", link_message(&error)))?;
     // SAFETY: the header defines this symbol as a function of this type.
     let entry = unsafe { library.get::<raw::ws_handler_entry>(raw::ENTRY_SYMBOL) };
-    let entry = entry.map(|symbol| *symbol).map_err(|_| LoadError::NoEntry);
+    let entry = entry.map(|symbol| *symbol);
+    let entry = entry.map_err(|_| format!("exports no {}: is WS_HANDLER(...) missing?", raw::ENTRY_SYMBOL));
     std::mem::forget(library); // never unloaded: its threads may run, and pointers into it may be in use
     let host = super::table::table(&file_name, given);
     // SAFETY: the symbol is the entry function, and the host's table lives as long as the process.
@@ -135,13 +103,20 @@ pub fn load(path: &Path, given: LoadOptions) -> Result<Plugin, LoadError> {
     let table = unsafe { copy_table(table) }?;
     let unknown = table.flags & MUST_BE_KNOWN & !KNOWN_FLAGS;
     if unknown != 0 {
-        return Err(LoadError::Flags(unknown));
+        let what = "which this version does not know: it needs a newer wshd";
+        return Err(format!("flags: got {unknown:#x}, {what}"));
     }
     let style = match (table.transfer_data.is_some(), table.on_message.is_some()) {
         (true, false) => Style::Blocking,
         (false, true) => Style::Event,
-        (false, false) => return Err(LoadError::NoStyle),
-        (true, true) => return Err(LoadError::BothStyles),
+        (false, false) => {
+            return Err(
+                "neither transfer_data nor on_message is set, expected exactly one of them".to_owned()
+            );
+        }
+        (true, true) => {
+            return Err("transfer_data and on_message are both set, expected exactly one of them".to_owned());
+        }
     };
     // SAFETY: the strings of the table are null or NUL-terminated and live as long as the process.
     let [name, version, protocols] =
@@ -150,7 +125,7 @@ pub fn load(path: &Path, given: LoadOptions) -> Result<Plugin, LoadError> {
         table: Box::leak(Box::new(table)),
         name: name.filter(|name| !name.is_empty()).unwrap_or(file_name),
         version: version.unwrap_or_default(),
-        protocols: split_protocols(protocols.unwrap_or_default())?,
+        protocols: split_protocols(&protocols.unwrap_or_default())?,
         style,
         path,
     })
@@ -173,19 +148,21 @@ const PREFIX: usize = std::mem::offset_of!(raw::ws_handler, name);
 ///
 /// # Safety
 /// `table` must be null or point to as many readable bytes as its first member says.
-unsafe fn copy_table(table: *const raw::ws_handler) -> Result<raw::ws_handler, LoadError> {
+unsafe fn copy_table(table: *const raw::ws_handler) -> Result<raw::ws_handler, String> {
     if table.is_null() {
-        return Err(LoadError::NoTable);
+        return Err(format!("{} returned NULL, expected a table", raw::ENTRY_SYMBOL));
     }
     // SAFETY: not null, and every table begins with its size.
     let size = unsafe { (*table).size };
     if size < PREFIX {
-        return Err(LoadError::TooSmall(size));
+        let expected = format!("expected at least {PREFIX}; it must begin with its size");
+        return Err(format!("table too small: got {size} bytes, {expected}"));
     }
     // SAFETY: the table has at least PREFIX bytes.
     let abi = unsafe { (*table).abi };
     if abi >> 16 != raw::WS_ABI_MAJOR {
-        return Err(LoadError::OtherAbi(abi));
+        let got = format!("{}.{}", abi >> 16, abi & 0xffff);
+        return Err(format!("made for another ABI: got {got}, expected {}.x", raw::WS_ABI_MAJOR));
     }
     // All members after the prefix are pointers; a truncated one counts as absent.
     let known = size.min(size_of::<raw::ws_handler>()) / size_of::<usize>() * size_of::<usize>();
@@ -207,13 +184,14 @@ unsafe fn text(string: *const c_char) -> Option<String> {
     Some(unsafe { CStr::from_ptr(string) }.to_string_lossy().into_owned())
 }
 
-fn check_magic(path: &Path) -> Result<(), LoadError> {
+/// The first bytes of a regular file.
+fn start_of(path: &Path) -> io::Result<Vec<u8>> {
     if !path.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file").into());
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
-    let mut magic = Vec::new();
-    File::open(path)?.take(4).read_to_end(&mut magic)?;
-    if magic == b"\x7fELF" { Ok(()) } else { Err(LoadError::NotElf(magic)) }
+    let mut start = Vec::new();
+    File::open(path)?.take(4).read_to_end(&mut start)?;
+    Ok(start)
 }
 
 /// The message of dlerror(), which libloading has as the source of its error.
@@ -224,7 +202,7 @@ fn link_message(error: &libloading::Error) -> String {
     }
 }
 
-fn split_protocols(list: String) -> Result<Vec<String>, LoadError> {
+fn split_protocols(list: &str) -> Result<Vec<String>, String> {
     let mut protocols: Vec<String> = Vec::new();
     for protocol in list.split(',').map(|protocol| protocol.trim_matches([' ', '\t'])) {
         match protocol {
@@ -232,7 +210,12 @@ fn split_protocols(list: String) -> Result<Vec<String>, LoadError> {
             _ if is_token(protocol) && !protocols.iter().any(|p| p == protocol) => {
                 protocols.push(protocol.to_owned());
             }
-            _ => return Err(LoadError::Protocols(list)),
+            // RFC 6455 4.2.2.
+            _ => {
+                return Err(format!(
+                    "protocols: got {list:?}, expected tokens separated by commas, each once"
+                ));
+            }
         }
     }
     Ok(protocols)
@@ -250,10 +233,10 @@ mod tests {
 
     #[test]
     fn protocols_are_tokens_each_once() {
-        assert_eq!(split_protocols(" chat.v2 ,chat.v1,, ".into()).unwrap(), ["chat.v2", "chat.v1"]);
-        assert!(split_protocols(String::new()).unwrap().is_empty());
+        assert_eq!(split_protocols(" chat.v2 ,chat.v1,, ").unwrap(), ["chat.v2", "chat.v1"]);
+        assert!(split_protocols("").unwrap().is_empty());
         for wrong in ["chat v2", "a,b,a", "a\r\nX: y", "caf\u{e9}", "a;q=1"] {
-            assert!(matches!(split_protocols(wrong.into()), Err(LoadError::Protocols(_))), "{wrong}");
+            assert!(split_protocols(wrong).unwrap_err().starts_with("protocols: got "), "{wrong}");
         }
     }
 
