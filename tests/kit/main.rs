@@ -620,10 +620,10 @@ impl Running {
     /// Waits for a line with this in it.
     #[track_caller]
     fn says(&self, what: &str) -> String {
-        let mut before = String::new();
+        let (mut before, begun) = (String::new(), Instant::now());
         loop {
-            let line =
-                self.lines.recv_timeout(TIMEOUT).unwrap_or_else(|_| panic!("no {what:?} in\n{before}"));
+            let line = self.lines.recv_timeout(TIMEOUT.saturating_sub(begun.elapsed()));
+            let line = line.unwrap_or_else(|_| panic!("no {what:?} in\n{before}"));
             if line.contains(what) {
                 return line;
             }
@@ -721,6 +721,19 @@ fn run_builds_packages() {
     ends(&output_of(wshd().args(["new", "y", "-l", "rust"]).current_dir(dir.path())).unwrap(), 0, "");
     let running = Running::start(&dir, "y");
     assert_eq!(ask(&mut connect(&running.address(), "/y"), "hello"), "hello");
+}
+
+#[test]
+fn run_does_not_take_files_of_the_compiler_for_changes() {
+    let dir = Dir::new();
+    std::fs::write(dir.path().join("x_wsh.c"), ECHO).unwrap();
+    // TMPDIR is the directory of the source, as if that was in /tmp.
+    let running = Running::start(&dir, "x_wsh.c");
+    running.address();
+    thread::sleep(Duration::from_millis(500));
+    kill(Pid::from_raw(running.child.id() as i32), Signal::SIGTERM).unwrap();
+    let rest: Vec<String> = running.lines.iter().collect();
+    assert!(!rest.iter().any(|line| line.contains("SIGHUP received")), "{rest:?}");
 }
 
 #[test]

@@ -111,6 +111,8 @@ impl Source {
         compiler.args(more).arg("-I").arg(dir.join("include")).arg("-I").arg(self.scratch.join("include"));
         compiler.args(words("CPPFLAGS")).args(words(flags)).arg(&self.path).arg("-o").arg(&object);
         compiler.args(words("LDFLAGS")).args(words("LDLIBS"));
+        // It writes sources of its own, which would be changes if the author's file is in /tmp.
+        compiler.env("TMPDIR", &self.scratch);
         match compiler.stdin(Stdio::null()).status() {
             Ok(status) if status.success() => Ok(object),
             Ok(_) => Err(FAILED.to_owned()),
