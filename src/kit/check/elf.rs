@@ -1,6 +1,5 @@
 //! Examines the ELF file of a handler without running it. Malformed files are errors.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use object::elf::{
@@ -10,7 +9,7 @@ use object::endian::Endianness;
 use object::read::elf::{FileHeader, ProgramHeader, SectionHeader, Sym};
 
 use super::Finding;
-use super::functions::{Harm, harm_of};
+use super::functions::HARMS;
 use crate::ffi::raw;
 
 /// The largest file that is examined; bytes.
@@ -35,8 +34,7 @@ fn examine(bytes: &[u8], is_event: bool) -> object::read::Result<Vec<Finding>> {
     let sections = header.sections(endian, bytes)?;
     let mut findings = Vec::new();
 
-    let mut imports: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-    let (mut exports, mut unique) = (Vec::new(), Vec::new());
+    let (mut imports, mut exports, mut unique) = (Vec::new(), Vec::new(), Vec::new());
     let symbols = sections.symbols(endian, bytes, SHT_DYNSYM)?;
     for (index, symbol) in symbols.enumerate() {
         let name = String::from_utf8_lossy(symbol.name(endian, symbols.strings())?).into_owned();
@@ -44,9 +42,7 @@ fn examine(bytes: &[u8], is_event: bool) -> object::read::Result<Vec<Finding>> {
             continue;
         }
         if symbol.is_undefined(endian) {
-            if let Some(harm) = harm_of(&name, is_event) {
-                imports.entry(harm.rule()).or_default().push(name);
-            }
+            imports.push(name);
             continue;
         }
         let section = symbols.symbol_section(endian, symbol, index)?;
@@ -59,9 +55,11 @@ fn examine(bytes: &[u8], is_event: bool) -> object::read::Result<Vec<Finding>> {
             exports.push(name);
         }
     }
-    for harm in [Harm::Ends, Harm::Shared, Harm::Waits] {
-        if let Some(names) = imports.get(harm.rule()) {
-            findings.push(Finding::warning(harm.rule(), format!("calls {}, {}", calls(names), harm.what())));
+    for harm in HARMS.iter().filter(|harm| is_event || !harm.is_of_event_loop) {
+        let called = imports.iter().filter(|name| harm.is_of(name));
+        let called: Vec<String> = called.map(|name| format!("{name}()")).collect();
+        if !called.is_empty() {
+            findings.push(Finding::warning(harm.rule, format!("calls {}, {}", called.join(", "), harm.what)));
         }
     }
     if !unique.is_empty() {
@@ -103,10 +101,6 @@ fn is_of_std(name: &str) -> bool {
         .iter()
         .any(|prefix| name.starts_with(prefix))
         || PLACEMENT.contains(&name)
-}
-
-fn calls(names: &[String]) -> String {
-    names.iter().map(|name| format!("{name}()")).collect::<Vec<_>>().join(", ")
 }
 
 /// The first names, and the number of others.
