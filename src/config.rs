@@ -180,7 +180,7 @@ pub struct TopicBounds {
 }
 
 /// Files that confined workers may use, besides those that they need.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Landlock {
     /// May be read.
     pub read: Vec<PathBuf>,

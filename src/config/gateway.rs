@@ -64,7 +64,7 @@ pub enum Protocol {
 }
 
 /// TLS settings of a listener.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tls {
     /// Never empty; the first one is the default.
     pub certificates: Vec<CertificateFiles>,
@@ -80,21 +80,6 @@ pub struct Tls {
     pub client_auth: Option<ClientAuth>,
     /// The max-age of Strict-Transport-Security; none: the header is not sent.
     pub hsts: Option<Duration>,
-}
-
-impl Tls {
-    /// The defaults, with these certificates.
-    pub fn new(certificates: Vec<CertificateFiles>) -> Self {
-        Self {
-            certificates,
-            has_tls12: true,
-            ciphers: Vec::new(),
-            has_http2: true,
-            has_tickets: true,
-            client_auth: None,
-            hsts: None,
-        }
-    }
 }
 
 /// PEM files.

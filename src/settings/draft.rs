@@ -7,9 +7,8 @@ use nix::unistd::Gid;
 use strum::{EnumString, VariantNames};
 
 use super::account::Account;
-use super::value::Host;
 use super::{authentication, bus, tls};
-use crate::config::{Cgi, Config, HandlerSettings, Listen, ListenerSettings, Pool, Processes};
+use crate::config::{Cgi, Config, HandlerSettings, Landlock, Listen, ListenerSettings, Pool, Processes};
 
 /// The settings of a scope: of the server, or of one handler, pool or listener. The fields marked "any" are those of
 /// the scope; in a handler, pool or listener they default to the server's.
@@ -33,8 +32,8 @@ pub struct Draft {
     pub group: Option<Gid>,
     /// Number of workers; None: one for each core.
     pub workers: Option<usize>,
-    /// Addresses to listen on, without port, in the order given.
-    pub hosts: Vec<Host>,
+    /// Addresses to listen on, with port 0, in the order given.
+    pub hosts: Vec<Listen>,
     /// Port of these addresses.
     pub port: u16,
     /// The handler directory; None: the default.
@@ -55,10 +54,8 @@ pub struct Draft {
     pub access_log: Option<PathBuf>,
     /// Whether the files of workers are restricted.
     pub landlock: bool,
-    /// Files that they may read then.
-    pub landlock_read: Vec<PathBuf>,
-    /// Files that they may write then.
-    pub landlock_write: Vec<PathBuf>,
+    /// Files that they may use then.
+    pub landlock_files: Landlock,
     /// Root directory of workers, as given.
     pub chroot: Option<PathBuf>,
     /// Any: TLS and HTTP/2 of a listener.

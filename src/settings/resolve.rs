@@ -12,7 +12,6 @@ use super::account::{identity, must_be_root};
 use super::draft::{Draft, Target};
 use super::effective::Effective;
 use super::legacy::Legacy;
-use super::value::Host;
 use super::{Error, Kind, Scope, Values, bus, find, in_scope, include, listeners, outside, pools, tls};
 use crate::config::{Cgi, Config, CrashRecords, Landlock, Listen, Pool};
 use crate::log::{AccessLog, Destination};
@@ -85,11 +84,12 @@ fn server(given: &Values, exe_dir: Option<PathBuf>) -> Result<(Draft, Config), E
     let mut draft = Draft::default();
     assign(given, Scope::Server, &mut draft)?;
     let mut config = draft.config.clone();
-    let listen = draft.hosts.iter().cloned().map(|host| match host {
-        Host::Name(host) => Listen::Tcp { host, port: draft.port },
-        Host::Unix(path) => Listen::Unix(path),
-    });
-    config.listen = listen.collect();
+    config.listen.clone_from(&draft.hosts);
+    for listen in &mut config.listen {
+        if let Listen::Tcp { port, .. } = listen {
+            *port = draft.port;
+        }
+    }
     config.handler = draft.handler.clone().normalized();
     config.listener = draft.listener.clone();
     config.workers = draft.workers.unwrap_or_else(cores);
@@ -178,7 +178,7 @@ fn send_low(draft: &Draft, given: &Values) -> Result<usize, Error> {
 }
 
 fn landlock(draft: &Draft, given: &Values) -> Result<Option<Landlock>, Error> {
-    let (read, write) = (&draft.landlock_read, &draft.landlock_write);
+    let Landlock { read, write } = &draft.landlock_files;
     for (name, paths) in [("landlock_read", read), ("landlock_write", write)] {
         if !paths.is_empty() && !draft.landlock {
             return Err(given.wrong(name, "needs landlock"));
@@ -187,7 +187,7 @@ fn landlock(draft: &Draft, given: &Values) -> Result<Option<Landlock>, Error> {
             return Err(given.wrong(name, format!("{}: expected a file or directory", path.display())));
         }
     }
-    Ok(draft.landlock.then(|| Landlock { read: read.clone(), write: write.clone() }))
+    Ok(draft.landlock.then(|| draft.landlock_files.clone()))
 }
 
 /// The handler directory. If it does not exist, that of mod_pywebsocket: relative to the document root, or if none is

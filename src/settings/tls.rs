@@ -1,7 +1,6 @@
 //! Resolves the TLS and HTTP/2 settings of the server's own listeners, and of tables `[[listener]]`.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use super::account::identity;
 use super::resolve::{absolute, cores};
@@ -14,6 +13,8 @@ use crate::config::{Config, Listen};
 pub struct Draft {
     /// TLS is enabled.
     pub is_tls: bool,
+    /// Settings of TLS that can be assigned directly.
+    pub tls: Tls,
     /// Files of certificates.
     pub certificates: Vec<PathBuf>,
     /// Files of their keys, in the same order.
@@ -24,16 +25,6 @@ pub struct Draft {
     pub is_client_optional: bool,
     /// Trusted issuers of client certificates.
     pub client_ca: Option<PathBuf>,
-    /// TLS 1.2 is refused.
-    pub has_tls13_only: bool,
-    /// Names of cipher suites; empty: all.
-    pub ciphers: Vec<String>,
-    /// HTTP/2 over TLS is offered.
-    pub has_http2: bool,
-    /// Sessions can be resumed.
-    pub has_tickets: bool,
-    /// The max-age of Strict-Transport-Security; zero: not sent.
-    pub hsts: Duration,
     /// HTTP/2 without TLS.
     pub is_h2c: bool,
     /// Requests are redirected to https.
@@ -80,15 +71,8 @@ impl Draft {
             (true, None) => return Err(given.wrong("tls_client_auth", "needs tls_client_ca")),
             (true, Some(ca)) => Some(ClientAuth { ca: absolute(ca), is_optional: self.is_client_optional }),
         };
-        Ok(Tls {
-            certificates: pairs.map(|(certificate, key)| CertificateFiles { certificate, key }).collect(),
-            has_tls12: !self.has_tls13_only,
-            ciphers: self.ciphers,
-            has_http2: self.has_http2,
-            has_tickets: self.has_tickets,
-            client_auth,
-            hsts: Some(self.hsts).filter(|hsts| !hsts.is_zero()),
-        })
+        let certificates = pairs.map(|(certificate, key)| CertificateFiles { certificate, key }).collect();
+        Ok(Tls { certificates, client_auth, ..self.tls })
     }
 }
 
@@ -121,6 +105,8 @@ pub fn listener(draft: Draft, given: &Values, listen: &Listen, config: &mut Conf
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::time::Duration;
+
     use super::super::tests::{config, fails};
     use super::*;
 

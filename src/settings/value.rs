@@ -18,20 +18,11 @@ pub const MAX_MEMORY: u64 = 1 << 40;
 /// Maximum time.
 const MAX_TIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// An address to listen on, without its port.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Host {
-    /// An address, without brackets, or a name.
-    Name(String),
-    /// The path of a socket.
-    Unix(PathBuf),
-}
-
-/// Parses a `server_host`.
-pub fn host(text: &str) -> Result<Host, String> {
+/// Parses a `server_host`: an address, which gets this port, or the path of a socket.
+pub fn host(text: &str, port: u16) -> Result<Listen, String> {
     if let Some(path) = text.strip_prefix("unix:") {
         return match path.starts_with('/') {
-            true => Ok(Host::Unix(path.into())),
+            true => Ok(Listen::Unix(path.into())),
             false => Err("expected an absolute path after unix:".to_owned()),
         };
     }
@@ -39,7 +30,7 @@ pub fn host(text: &str) -> Result<Host, String> {
     let is_ipv6 = name.parse::<std::net::Ipv6Addr>().is_ok();
     let is_name = !name.is_empty() && !name.contains(|c: char| c.is_whitespace() || ":/[]".contains(c));
     match is_ipv6 || is_name {
-        true => Ok(Host::Name(name.to_owned())),
+        true => Ok(Listen::Tcp { host: name.to_owned(), port }),
         false => Err("expected an address, a host name (without its port), or unix:/PATH".to_owned()),
     }
 }
@@ -59,19 +50,14 @@ pub fn directories(texts: &[String]) -> Result<Vec<PathBuf>, String> {
 pub fn address(text: &str) -> Result<Listen, String> {
     let expected = || "expected HOST:PORT, [IPV6]:PORT or unix:/PATH".to_owned();
     if text.starts_with("unix:") {
-        return match host(text)? {
-            Host::Unix(path) => Ok(Listen::Unix(path)),
-            Host::Name(_) => Err(expected()),
-        };
+        return host(text, 0);
     }
     let (name, port) = text.rsplit_once(':').ok_or_else(expected)?;
     let port = port.parse().map_err(|_| expected())?;
     // An IPv6 address needs brackets: otherwise its end could be a port.
-    match host(name) {
-        Ok(Host::Name(host)) if !name.contains(':') || name.starts_with('[') => {
-            Ok(Listen::Tcp { host, port })
-        }
-        _ => Err(expected()),
+    match !name.contains(':') || name.starts_with('[') {
+        true => host(name, port).map_err(|_| expected()),
+        false => Err(expected()),
     }
 }
 
@@ -200,12 +186,13 @@ mod tests {
 
     #[test]
     fn hosts() {
-        let name = |text: &str| Ok(Host::Name(text.to_owned()));
+        let host = |text: &str| host(text, 7);
+        let name = |text: &str| Ok(Listen::Tcp { host: text.to_owned(), port: 7 });
         assert_eq!(host("0.0.0.0"), name("0.0.0.0"));
         assert_eq!(host("[::]"), name("::"));
         assert_eq!(host("::1"), name("::1"));
         assert_eq!(host("example.com"), name("example.com"));
-        assert_eq!(host("unix:/run/w s"), Ok(Host::Unix("/run/w s".into())));
+        assert_eq!(host("unix:/run/w s"), Ok(Listen::Unix("/run/w s".into())));
         for wrong in ["", "a:80", "http://a", "[::1", "::1]", "unix:", "unix:relative", "a b"] {
             assert!(host(wrong).is_err_and(|error| error.contains("expected")), "{wrong}");
         }

@@ -117,7 +117,7 @@ See CONFINEMENT in
     Setting {
         name: "landlock_read",
         scopes: SERVER,
-        kind: List("PATH", |d, texts| Ok(d.landlock_read = texts.iter().map(Into::into).collect())),
+        kind: List("PATH", |d, texts| Ok(d.landlock_files.read = texts.iter().map(Into::into).collect())),
         default: Unset("none"),
         flag: No,
         help: "Let confined workers read and execute this file, or files below this directory, too",
@@ -126,7 +126,7 @@ See CONFINEMENT in
     Setting {
         name: "landlock_write",
         scopes: SERVER,
-        kind: List("PATH", |d, texts| Ok(d.landlock_write = texts.iter().map(Into::into).collect())),
+        kind: List("PATH", |d, texts| Ok(d.landlock_files.write = texts.iter().map(Into::into).collect())),
         default: Unset("none"),
         flag: No,
         help: "Let confined workers read, write and execute this file, or files below this directory",

@@ -8,7 +8,7 @@ pub const TABLE: &[Setting] = &[
     Setting {
         name: "server_host",
         scopes: SERVER,
-        kind: List("HOST", |d, texts| Ok(d.hosts = each(texts, host)?)),
+        kind: List("HOST", |d, texts| Ok(d.hosts = each(texts, |text| host(text, 0))?)),
         default: Is("127.0.0.1"),
         flag: Short('H'),
         help: "Address, name or unix:/PATH to listen on",

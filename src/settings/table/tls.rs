@@ -71,7 +71,7 @@ A changed file is loaded within seconds; on an error, which is logged, the previ
         name: "tls_min_version",
         scopes: LISTENERS,
         kind: Choice("VERSION", &["1.2", "1.3"], |d, word| {
-            d.tls.has_tls13_only = word == "1.3";
+            d.tls.tls.has_tls12 = word == "1.2";
             matches!(word, "1.2" | "1.3")
         }),
         default: Is("1.2"),
@@ -82,7 +82,7 @@ A changed file is loaded within seconds; on an error, which is logged, the previ
     Setting {
         name: "tls_ciphers",
         scopes: LISTENERS,
-        kind: List("SUITE", |d, texts| Ok(d.tls.ciphers = texts.to_vec())),
+        kind: List("SUITE", |d, texts| Ok(d.tls.tls.ciphers = texts.to_vec())),
         default: Unset("all supported ones, none of which is weak"),
         flag: No,
         help: "Cipher suite to allow, such as TLS_AES_128_GCM_SHA256",
@@ -91,7 +91,7 @@ A changed file is loaded within seconds; on an error, which is logged, the previ
     Setting {
         name: "http2",
         scopes: LISTENERS,
-        kind: Flag(|d, is_on| d.tls.has_http2 = is_on),
+        kind: Flag(|d, is_on| d.tls.tls.has_http2 = is_on),
         default: Is("true"),
         flag: No,
         help: "Offer HTTP/2 over TLS",
@@ -100,7 +100,7 @@ A changed file is loaded within seconds; on an error, which is logged, the previ
     Setting {
         name: "session_tickets",
         scopes: LISTENERS,
-        kind: Flag(|d, is_on| d.tls.has_tickets = is_on),
+        kind: Flag(|d, is_on| d.tls.tls.has_tickets = is_on),
         default: Is("true"),
         flag: No,
         help: "Let clients resume TLS sessions",
@@ -109,7 +109,7 @@ A changed file is loaded within seconds; on an error, which is logged, the previ
     Setting {
         name: "hsts",
         scopes: LISTENERS,
-        kind: Time(Zero::Off, |d, time| d.tls.hsts = time),
+        kind: Time(Zero::Off, |d, time| d.tls.tls.hsts = Some(time).filter(|hsts| !hsts.is_zero())),
         default: Is("0"),
         flag: No,
         help: "Tell browsers to use only TLS for this time (0: off)",
