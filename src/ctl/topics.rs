@@ -42,7 +42,7 @@ pub struct Engine<'a> {
 impl Topics<'_> {
     /// The text for people.
     pub fn text(&self, bold: bool) -> String {
-        let mut table = Table::new(&["SCOPE", "TOPIC", "SUBSCRIBERS>", "WORKERS>"]);
+        let mut table = Table::new("SCOPE TOPIC SUBSCRIBERS> WORKERS>");
         for topic in &self.topics {
             let numbers = [topic.subscribers.to_string(), topic.workers.to_string()];
             let [subscribers, workers] = numbers;

@@ -43,18 +43,7 @@ fn status(status: &Status, bold: bool) -> String {
         text.truncate(text.len() - 1);
         text += &format!("DRAINING, {accepts}; stops in {} at the latest\n\n", time(*seconds));
     }
-    let mut table = Table::new(&[
-        "WORKER",
-        "PID>",
-        "STATE",
-        "CONNECTIONS>",
-        "AGE>",
-        "CPU>",
-        "MEMORY>",
-        "RECEIVED>",
-        "SENT>",
-        "EXECUTES",
-    ]);
+    let mut table = Table::new("WORKER PID> STATE CONNECTIONS> AGE> CPU> MEMORY> RECEIVED> SENT> EXECUTES");
     for worker in status.workers.iter().chain(&status.leaving) {
         let long = worker.executes.as_ref().is_some_and(|executes| executes.time >= LONG);
         let cells = [
@@ -73,7 +62,7 @@ fn status(status: &Status, bold: bool) -> String {
     }
     text += &table.text(bold);
     if status.pools.len() > 1 {
-        let mut table = Table::new(&["POOL", "WORKERS>", "RUNNING>", "CONNECTIONS>"]);
+        let mut table = Table::new("POOL WORKERS> RUNNING> CONNECTIONS>");
         for pool in &status.pools {
             let numbers = [pool.workers.to_string(), pool.running.to_string(), pool.connections.to_string()];
             let [workers, running, connections] = numbers;
@@ -95,17 +84,7 @@ fn executes(executes: &Executes) -> String {
 }
 
 fn handlers(handlers: &[Handler], bold: bool) -> String {
-    let mut table = Table::new(&[
-        "HANDLER",
-        "VERSION",
-        "STYLE",
-        "POOL",
-        "CONNECTIONS>",
-        "RECEIVED>",
-        "SENT>",
-        "STATE",
-        "RESOURCES",
-    ]);
+    let mut table = Table::new("HANDLER VERSION STYLE POOL CONNECTIONS> RECEIVED> SENT> STATE RESOURCES");
     for handler in handlers {
         let state = match &handler.quarantine {
             None => "served".to_owned(),
@@ -133,19 +112,8 @@ fn handlers(handlers: &[Handler], bold: bool) -> String {
 }
 
 fn connections(list: &Connections<'_>, bold: bool) -> String {
-    let mut table = Table::new(&[
-        "ID",
-        "WORKER",
-        "PEER",
-        "STATE",
-        "AGE>",
-        "QUEUED>",
-        "COMPRESSED",
-        "USER",
-        "SUBPROTOCOL",
-        "HANDLER",
-        "RESOURCE",
-    ]);
+    let mut table =
+        Table::new("ID WORKER PEER STATE AGE> QUEUED> COMPRESSED USER SUBPROTOCOL HANDLER RESOURCE");
     let or_none = |text: Option<&str>| text.unwrap_or("-").to_owned();
     for connection in &list.connections {
         let cells = [

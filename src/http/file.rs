@@ -27,8 +27,8 @@ const LOOKUP_ATTEMPTS: usize = 8;
 /// The document root, held open.
 pub struct Root {
     directory: OwnedFd,
-    /// There is openat2 (Linux 5.6), which refuses paths out of the root. Symbolic links within it are followed, absolute
-    /// ones are refused. Without it no links are followed.
+    /// There is openat2 (Linux 5.6), which refuses paths out of the root: links within it are followed, absolute ones
+    /// are refused. Without it no links are followed.
     has_openat2: bool,
 }
 
