@@ -5,18 +5,11 @@ use std::collections::BTreeMap;
 
 use crate::config::Contexts as Limits;
 use crate::time::Instant;
-
-/// A connection's context as it is counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Holding {
-    bytes: usize,
-    /// Its key among the holders, while `bytes` is not 0.
-    order: u64,
-}
+use crate::worker::conn::receive_budget::Share;
 
 pub struct Contexts {
     limits: Limits,
-    /// Sum of all holdings; bytes.
+    /// Sum of all shares; bytes.
     sum: usize,
     /// Connection and time of the last use; the longest idle first.
     holders: BTreeMap<u64, (u64, Instant)>,
@@ -29,13 +22,13 @@ impl Contexts {
     }
 
     /// A connection has compressed a message, or lost its context, which takes `bytes` now.
-    pub fn update(&mut self, id: u64, holding: &mut Holding, bytes: usize, now: Instant) {
-        self.holders.remove(&holding.order);
-        self.sum = self.sum - holding.bytes + bytes;
-        *holding = Holding::default();
+    pub fn update(&mut self, id: u64, share: &mut Share, bytes: usize, now: Instant) {
+        self.holders.remove(&share.order);
+        self.sum = self.sum - share.bytes + bytes;
+        *share = Share::default();
         if bytes > 0 {
             self.last_order += 1;
-            *holding = Holding { bytes, order: self.last_order };
+            *share = Share { bytes, order: self.last_order };
             self.holders.insert(self.last_order, (id, now));
         }
     }
@@ -65,8 +58,8 @@ mod tests {
         Instant::from_nanos(ns)
     }
 
-    fn contexts(total: u64, idle: u64) -> (Contexts, [Holding; 3]) {
-        (Contexts::new(Limits { total, idle: Duration::from_nanos(idle) }), [Holding::default(); 3])
+    fn contexts(total: u64, idle: u64) -> (Contexts, [Share; 3]) {
+        (Contexts::new(Limits { total, idle: Duration::from_nanos(idle) }), [Share::default(); 3])
     }
 
     #[test]
@@ -79,7 +72,7 @@ mod tests {
         contexts.update(3, &mut c, 100, at(3));
         assert_eq!((contexts.surplus(at(3)), contexts.sum()), (Some(2), 300));
         contexts.update(2, &mut b, 0, at(3));
-        assert_eq!((contexts.surplus(at(3)), contexts.sum(), b), (None, 200, Holding::default()));
+        assert_eq!((contexts.surplus(at(3)), contexts.sum(), b), (None, 200, Share::default()));
     }
 
     #[test]

@@ -16,26 +16,26 @@ impl Core {
     /// now, the longest idle lose theirs.
     #[inline(never)]
     pub fn count_context(&mut self, id: u64, now: Instant) {
-        let Some(open) = self.table.get(id).and_then(Conn::open) else { return };
-        let bytes = open.proto.context_bytes().0;
-        self.contexts.update(id, &mut open.extra().holding, bytes, now);
+        self.update_context(id, false, now);
         self.heap_trim.note(self.contexts.sum());
         self.drop_surplus_contexts(now);
     }
 
     /// Drops contexts of connections that were not sent anything compressed for too long, or for the longest time of
-    /// all.
+    /// all. One that is in the middle of a message keeps its own, and is the last to be asked again.
     pub fn drop_surplus_contexts(&mut self, now: Instant) {
-        while let Some(id) = self.contexts.surplus(now) {
-            let Some(open) = self.table.get(id).and_then(Conn::open) else { return };
-            let is_dropped = open.proto.drop_sending_context(&mut self.codecs);
-            let bytes = open.proto.context_bytes().0;
-            self.contexts.update(id, &mut open.extra().holding, bytes, now);
-            // It is in the middle of a message: it is the last to be asked again.
-            if !is_dropped {
-                return;
-            }
-        }
+        while let Some(id) = self.contexts.surplus(now)
+            && self.update_context(id, true, now)
+        {}
+    }
+
+    /// Counts the context of a connection as it is, or once it is dropped; whether it was.
+    fn update_context(&mut self, id: u64, is_surplus: bool, now: Instant) -> bool {
+        let Some(open) = self.table.get(id).and_then(Conn::open) else { return false };
+        let is_dropped = is_surplus && open.proto.drop_sending_context(&mut self.codecs);
+        let bytes = open.proto.context_bytes().0;
+        self.contexts.update(id, &mut open.extra().context, bytes, now);
+        is_dropped
     }
 }
 
@@ -65,10 +65,10 @@ impl Conns {
     pub fn release_memory(&self, id: u64) {
         let core = &mut *self.core.borrow_mut();
         let counted = core.table.get(id).and_then(Conn::open).and_then(Open::take_counted);
-        let Some((share, mut holding)) = counted else { return };
+        let Some((share, mut context)) = counted else { return };
         let now = self.now();
         core.receive_budget.release(id, share, now);
-        core.contexts.update(id, &mut holding, 0, now);
+        core.contexts.update(id, &mut context, 0, now);
         self.note_budget(core);
     }
 

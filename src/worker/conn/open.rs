@@ -9,7 +9,6 @@ use crate::proto::ws::connection::{Connection, Kind};
 use crate::time::Instant;
 use crate::worker::base::metrics::OpenCount;
 use crate::worker::conn::channel::{PeerClose, ThreadChannel};
-use crate::worker::conn::contexts::Holding;
 use crate::worker::conn::handler_timers::HandlerTimers;
 use crate::worker::conn::handshake::Carried;
 use crate::worker::conn::info::Path;
@@ -63,7 +62,7 @@ pub struct Extra {
     pub pace: Option<RateLimit>,
     pub share: Share,
     /// Its context for compressing, as it is counted.
-    pub holding: Holding,
+    pub context: Share,
 }
 
 impl Open {
@@ -187,9 +186,9 @@ impl Open {
     }
 
     /// What is counted of it, which is nothing any more.
-    pub fn take_counted(&mut self) -> Option<(Share, Holding)> {
+    pub fn take_counted(&mut self) -> Option<(Share, Share)> {
         let extra = self.extra.as_deref_mut()?;
-        Some((std::mem::take(&mut extra.share), std::mem::take(&mut extra.holding)))
+        Some((std::mem::take(&mut extra.share), std::mem::take(&mut extra.context)))
     }
 
     /// Counts a message that has come, or a part of one.
@@ -202,7 +201,7 @@ impl Open {
     /// Whether an incomplete message takes more memory, or less, than is counted.
     #[inline]
     pub fn is_share_stale(&self) -> bool {
-        self.share().bytes() != ReceiveBudget::counted(self.proto.held())
+        self.share().bytes != ReceiveBudget::counted(self.proto.held())
     }
 
     pub fn next_timer(&self) -> Instant {

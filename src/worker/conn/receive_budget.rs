@@ -15,19 +15,12 @@ const SCARCE_READ: usize = 16 * 1024;
 /// The oldest has so long to complete its message while others wait for it.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What a connection holds of the budget.
+/// What a connection holds of memory that is counted: of this budget 0, or [`FLOOR`] and more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Share {
-    /// 0, or [`FLOOR`] and more.
-    bytes: usize,
+    pub bytes: usize,
     /// Its key among the holders, while `bytes` is not 0.
-    order: u64,
-}
-
-impl Share {
-    pub fn bytes(self) -> usize {
-        self.bytes
-    }
+    pub order: u64,
 }
 
 /// What a connection is to do.
