@@ -35,14 +35,6 @@ impl Conns {
         }
     }
 
-    /// Schedules the bytes that followed the request.
-    pub fn go_on_reading(&self, id: u64) {
-        let core = &mut *self.core.borrow_mut();
-        if let Some(conn) = core.table.get(id).filter(|conn| conn.has_unread()) {
-            core.turns.join(id, conn);
-        }
-    }
-
     /// Sets bytes aside until the connection's next turn.
     pub fn wait_for_turn(&self, id: u64, rest: &[u8]) {
         let core = &mut *self.core.borrow_mut();

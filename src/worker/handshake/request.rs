@@ -353,8 +353,7 @@ impl Handshakes {
             self.session.open(id, handler, OpenOptions { silent: true, ..options });
             self.conns.flush(id);
             self.discard(handshake, carried, channel.as_deref());
-            self.conns.close(id, code, &reason, WS_BY_HANDLER);
-            return self.conns.go_on_reading(id);
+            return self.conns.close(id, code, &reason, WS_BY_HANDLER);
         }
         self.session.open(id, handler, OpenOptions { channel: channel.clone(), carried, ..options });
         // Before the handler is called: if it crashes, a Close frame must follow the reply.
@@ -373,7 +372,6 @@ impl Handshakes {
             }
             None => self.session.notify_open(id, handler),
         }
-        self.conns.go_on_reading(id);
         self.conns.arm(id);
     }
 

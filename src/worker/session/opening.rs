@@ -61,7 +61,9 @@ impl Session {
             (conn.handler, record.handler) = (handler, handler);
             record.seal();
             conn.phase = Phase::Open(open);
-            conn.set_pause(Pause::Handshake, false, now);
+            if conn.set_pause(Pause::Handshake, false, now) && conn.has_unread() {
+                core.turns.join(id, conn); // what followed the request
+            }
         }
         self.conns.log(id, |log, record, now| log.open(id, record, now, is_new));
         if !silent {
