@@ -194,9 +194,7 @@ impl Parser {
 }
 
 fn number(digits: &[u8], radix: u32) -> Option<u64> {
-    let digit = |byte: &u8| char::from(*byte).to_digit(radix).map(u64::from);
-    let add = |number: u64, byte| number.checked_mul(radix.into())?.checked_add(digit(byte)?);
-    if digits.is_empty() { None } else { digits.iter().try_fold(0, add) }
+    u64::from_str_radix(str::from_utf8(digits).ok()?, radix).ok()
 }
 
 #[cfg(test)]

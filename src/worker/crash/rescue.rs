@@ -77,8 +77,8 @@ pub fn prepare(context: RescueContext) -> io::Result<()> {
     CONTEXT.store(memory::guard(context)?, Ordering::Release);
     if !memory::read(CLOSE_1011.as_ptr() as u64, &mut [0]) {
         log::warn!(
-            "process_vm_readv(2) is not permitted: in a crash, connections with state or with a resource of more \
-             than 15 bytes are lost; allow it in the seccomp filter"
+            "process_vm_readv(2) is not permitted: in a crash, connections are lost that have state, or whose \
+             resource, origin, user and subprotocol are longer than 12 bytes together; allow it in the seccomp filter"
         );
     }
     Ok(())

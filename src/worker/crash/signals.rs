@@ -271,11 +271,9 @@ fn list_threads(tasks: c_int, call: &mut impl FnMut(i32)) -> usize {
         // struct linux_dirent64: ino 8, off 8, reclen 2, type 1, name.
         while at + 19 < size {
             let length = usize::from(u16::from_ne_bytes([buffer[at + 16], buffer[at + 17]]));
-            let name = buffer.get(at + 19..at + length).unwrap_or_default();
-            let digits = name.iter().take_while(|byte| byte.is_ascii_digit());
-            let tid =
-                digits.fold(0_i32, |tid, digit| tid.wrapping_mul(10).wrapping_add(i32::from(digit - b'0')));
-            if tid != 0 {
+            let name = buffer.get(at + 19..at + length).and_then(|name| name.split(|byte| *byte == 0).next());
+            // Not "." and "..".
+            if let Some(tid) = name.and_then(|name| str::from_utf8(name).ok()?.parse().ok()) {
                 count += 1;
                 call(tid);
             }

@@ -37,7 +37,7 @@ pub struct StartWatch {
     give_up: AtomicU64,
 }
 
-/// None when it was forgotten. Once the rescue is prepared nobody looks.
+/// Null when it was forgotten.
 static WATCH: AtomicPtr<StartWatch> = AtomicPtr::new(null_mut());
 
 impl StartWatch {
