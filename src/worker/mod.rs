@@ -224,6 +224,7 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
     });
     let arrivals = memory::guard(Arrivals::new())?;
     let known_arrivals = NonNull::from(&mut *arrivals);
+    let (records, topics) = conns.core.borrow().table.raw();
     place::set_foreign_host(threads);
     place::set_host(host);
     set_pending_handshakes(registry);
@@ -231,8 +232,8 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
     rescue::prepare(RescueContext {
         pid,
         collector: Collector { modules, crash_report },
-        records: conns.core.borrow().table.records(),
-        topics: conns.core.borrow().table.topic_extents(),
+        records,
+        topics,
         unsent: conns.core.borrow().table.unsent(),
         progress,
         arrivals: known_arrivals,

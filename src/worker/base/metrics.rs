@@ -70,17 +70,17 @@ impl Metrics {
 pub struct Stopwatch(Option<&'static HandlerCounters>);
 
 impl Stopwatch {
-    /// The same for a callback that the handler may not have, which is not counted then. [any thread]
-    pub fn time_of<R>(self, handler: Handler, callback: Callback, call: impl FnOnce() -> R) -> R {
-        if handler.has(callback) { self.time(callback, call) } else { call() }
-    }
-
     /// Calls, and counts the time. [any thread]
     pub fn time<R>(self, callback: Callback, call: impl FnOnce() -> R) -> R {
         let timing = self.start(callback);
         let result = call();
         timing.stop();
         result
+    }
+
+    /// The same for a callback that the handler may not have, which is not counted then. [any thread]
+    pub fn time_of<R>(self, handler: Handler, callback: Callback, call: impl FnOnce() -> R) -> R {
+        if handler.has(callback) { self.time(callback, call) } else { call() }
     }
 
     /// A call begins. [any thread]

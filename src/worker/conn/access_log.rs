@@ -17,7 +17,7 @@ use crate::time::Instant;
 use crate::worker::conn::info;
 use crate::worker::conn::record::Record;
 
-/// What the access log knows of the connections, by their place in the table; None without an access log.
+/// What the access log knows of the connections.
 pub struct AccessLog {
     /// By place in the table; none if there is no access log.
     entries: Option<RefCell<Vec<Tally>>>,

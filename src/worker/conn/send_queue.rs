@@ -247,11 +247,16 @@ mod tests {
     use crate::proto::ws::connection::{Broadcast, Connection, Kind};
     use crate::proto::ws::deflate::codec::Codecs;
 
+    /// Our end, which does not block, and the peer's.
+    fn pair() -> (Socket, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        (Socket::from(std::os::fd::OwnedFd::from(ours)), theirs)
+    }
+
     #[test]
     fn bytes_arrive_in_order_whatever_the_kernel_takes_at_a_time() {
-        let (ours, mut theirs) = UnixStream::pair().unwrap();
-        ours.set_nonblocking(true).unwrap();
-        let ours = Socket::from(std::os::fd::OwnedFd::from(ours));
+        let (ours, mut theirs) = pair();
         let mut queue = SendQueue::default();
         let mut expected = Vec::new();
         let mut received = Vec::new();
@@ -283,9 +288,7 @@ mod tests {
 
     #[test]
     fn a_queue_that_is_never_empty_holds_little_more_than_what_waits() {
-        let (ours, mut theirs) = UnixStream::pair().unwrap();
-        ours.set_nonblocking(true).unwrap();
-        let ours = Socket::from(std::os::fd::OwnedFd::from(ours));
+        let (ours, mut theirs) = pair();
         let mut queue = SendQueue::default();
         let (mut sent, mut received) = (0_u32, 0_u32);
         // More than the socket takes from the beginning.
@@ -329,8 +332,7 @@ mod tests {
         assert_eq!(total.get(), 1004);
         assert_eq!(queues[0].size(), Size { all: 1007, own: 3 });
         assert_eq!(queues[1].size(), Size { all: 1000, own: 0 });
-        let (ours, _theirs) = UnixStream::pair().unwrap();
-        let ours = Socket::from(std::os::fd::OwnedFd::from(ours));
+        let (ours, _theirs) = pair();
         queues[1].write_to(&ours).unwrap();
         assert_eq!((queues[1].size(), total.get()), (Size::default(), 1004));
         drop(queues);

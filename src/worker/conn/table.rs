@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -300,12 +301,9 @@ impl Table {
         self.all(id).map(|(conn, record, _)| (conn, record))
     }
 
-    pub fn records(&self) -> (std::ptr::NonNull<Record>, usize) {
-        self.records.raw()
-    }
-
-    pub fn topic_extents(&self) -> RawExtents {
-        self.topic_extents.raw()
+    /// The records, and where it is noted what the subscriptions are, for the rescue.
+    pub fn raw(&self) -> ((NonNull<Record>, usize), RawExtents) {
+        (self.records.raw(), self.topic_extents.raw())
     }
 
     /// Where it is noted what waits in send queues.

@@ -68,10 +68,14 @@ impl Intake {
 
     /// Nothing comes any more. False: that was known.
     pub fn lose(&self) -> bool {
+        self.unwatch();
+        !self.is_lost.replace(true)
+    }
+
+    fn unwatch(&self) {
         if self.is_watched.replace(false) {
             self.poll.forget(&self.inbox.rx);
         }
-        !self.is_lost.replace(true)
     }
 
     /// Receives a datagram. Where there are not enough descriptors for those in it, it stays for later, or for another
@@ -79,9 +83,7 @@ impl Intake {
     pub fn receive(&self, from: BorrowedFd<'_>) -> io::Result<()> {
         let count = inbox::next_fds(from)?;
         if !self.descriptors.make_room(count) {
-            if self.is_watched.replace(false) {
-                self.poll.forget(&self.inbox.rx);
-            }
+            self.unwatch();
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let received = uninterrupted(|| self.arrivals.borrow_mut().receive(from));
