@@ -669,8 +669,16 @@ fn run_compiles_and_reloads_what_changes() {
     let mut running = Running::start(&dir, "x_wsh.c");
     let mut client = connect(&running.address(), "/x");
     assert_eq!(ask(&mut client, "hello"), "version 1");
-    assert_eq!(ask(&mut client, "slow"), "version 1");
-    let line = running.says("blocked the event loop for more than");
+    // A callback between two samples is not seen, and they are rare on a busy machine.
+    let begun = Instant::now();
+    let line = loop {
+        assert!(begun.elapsed() < TIMEOUT, "nothing is said of a callback that blocks");
+        assert_eq!(ask(&mut client, "slow"), "version 1");
+        let mut lines = running.lines.try_iter();
+        if let Some(line) = lines.find(|line| line.contains("blocked the event loop for more than")) {
+            break line;
+        }
+    };
     assert!(line.contains("x: on_message for connection "), "{line}");
 
     std::fs::write(&source, VERSIONED.replace("ws_send_text(conn", "ws_send_tekst(conn")).unwrap();
