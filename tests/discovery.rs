@@ -18,15 +18,14 @@ use wshd::ffi::plugin::Style;
 use wshd::fleet::routes::Routes;
 use wshd::handlers::discover::discover_by;
 use wshd::handlers::message::{Offer, Request};
-use wshd::handlers::probe::{LIMIT, Report};
-use wshd::handlers::probes;
+use wshd::handlers::probe::{self, LIMIT, Report};
 
 /// The program that probes.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_wshd");
 
 /// The reports of these files, probed in parallel.
 fn reports(requests: impl IntoIterator<Item = Request>) -> Vec<Report> {
-    probes::probe(PROGRAM.as_ref(), requests.into_iter().collect(), &|| true).unwrap()
+    probe::probe(PROGRAM.as_ref(), requests.into_iter().collect(), &|| true).unwrap()
 }
 
 fn request(file: &Path, start: bool) -> Request {

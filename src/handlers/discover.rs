@@ -10,10 +10,8 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::geteuid;
 
-use super::alias::{self, Alias};
 use super::message::{Offer, Request};
-use super::probe::Report;
-use super::probes::{own, probe};
+use super::probe::{Report, own, probe};
 use super::scan;
 use crate::config::Config;
 use crate::confine::Confinement;
@@ -178,7 +176,39 @@ fn request(config: &Config, resource: &str, file: &PathBuf) -> Request {
 
 fn read_map(path: &Path) -> Result<Vec<Alias>, String> {
     let text = std::fs::read_to_string(path).map_err(|error| error.to_string());
-    text.and_then(|text| alias::parse(&text)).map_err(|why| format!("map file {}: {why}", path.display()))
+    text.and_then(|text| parse(&text)).map_err(|why| format!("map file {}: {why}", path.display()))
+}
+
+/// A line of the map file.
+#[derive(Debug, PartialEq, Eq)]
+struct Alias {
+    line: usize,
+    /// The resource to be served by what serves the existing one.
+    alias: String,
+    existing: String,
+}
+
+/// Reads the text of a map file, in each line `ALIAS EXISTING # COMMENT`; the error names the first line that is no
+/// alias, and what was expected.
+fn parse(text: &str) -> Result<Vec<Alias>, String> {
+    let mut aliases = Vec::new();
+    for (line, content) in (1..).zip(text.lines()) {
+        let content = content.split('#').next().unwrap_or_default();
+        match content.split_whitespace().collect::<Vec<_>>()[..] {
+            [] => {}
+            [alias, existing] => {
+                for resource in [alias, existing] {
+                    if !resource.starts_with('/') || resource.contains('?') {
+                        let expected = "expected a path that begins with \"/\"";
+                        return Err(format!("line {line}: got {resource:?}, {expected}"));
+                    }
+                }
+                aliases.push(Alias { line, alias: alias.to_owned(), existing: existing.to_owned() });
+            }
+            _ => return Err(format!("line {line}: got {:?}, expected \"ALIAS EXISTING\"", content.trim())),
+        }
+    }
+    Ok(aliases)
 }
 
 /// Why what is configured for this resource has no effect.
@@ -201,5 +231,32 @@ mod tests {
         assert_eq!(refusal(&before, &before, false), None);
         assert_eq!(refusal(&before, &before, true).unwrap(), "a (and 1 more)");
         assert_eq!(refusal(&[b, c], &[a], false).unwrap(), "b (and 1 more)");
+    }
+
+    #[test]
+    fn aliases_comments_and_blank_lines() {
+        let text = "# all of it\n\n/chat /a/chat\n\t/talk\t/chat  # also\r\n   # more\n/x#y /z\n";
+        let error = parse(text).unwrap_err();
+        assert_eq!(error, "line 6: got \"/x\", expected \"ALIAS EXISTING\"");
+        let aliases = parse(&text[..text.len() - "/x#y /z\n".len()]).unwrap();
+        let alias = |line, alias: &str, existing: &str| Alias {
+            line,
+            alias: alias.into(),
+            existing: existing.into(),
+        };
+        assert_eq!(aliases, [alias(3, "/chat", "/a/chat"), alias(4, "/talk", "/chat")]);
+    }
+
+    #[test]
+    fn a_line_that_is_no_alias_is_named() {
+        for (text, expected) in [
+            ("/a", "line 1: got \"/a\", expected \"ALIAS EXISTING\""),
+            ("\n/a /b /c", "line 2: got \"/a /b /c\", expected \"ALIAS EXISTING\""),
+            ("a /b", "line 1: got \"a\", expected a path that begins with \"/\""),
+            ("/a b", "line 1: got \"b\", expected a path that begins with \"/\""),
+            ("/a?x /b", "line 1: got \"/a?x\", expected a path that begins with \"/\""),
+        ] {
+            assert_eq!(parse(text).unwrap_err(), expected);
+        }
     }
 }

@@ -1,19 +1,21 @@
-//! One probe: a process that loads a plugin, from the question to its end, seen from the process that asks. Nothing
-//! here waits: whoever waits for the descriptors and the deadline says when to go on.
+//! Probes: processes that load plugins, a few at a time, seen from the process that asks.
 
 use std::io::{self, PipeReader, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::Path;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, getpid};
 
 use super::message::{Answer, Answers, Offer, Request};
 use super::program::{NAME, Question};
+use crate::clock;
 use crate::fleet::process::proc::is_under_valgrind;
 use crate::time::Instant;
 
@@ -24,6 +26,12 @@ const SLOW_LIMIT: Duration = Duration::from_secs(60);
 /// The time from SIGKILL until a probe is given up: it hangs in the kernel, such as in a file system that does not
 /// answer.
 const GIVE_UP: Duration = Duration::from_secs(2);
+/// At least as many run at a time: plugins that hang use no processor.
+const AT_LEAST: usize = 8;
+/// How often (ms) late processes are looked for, and ended ones: one whose pipes have been inherited by another is not
+/// noticed otherwise.
+const LOOK: u8 = 20;
+
 /// What is kept of standard error, from its beginning; bytes.
 const LONGEST_LOG: usize = 4 * 1024;
 /// What is read of a descriptor at a time: what a pipe holds (pipe(7)), and no more of a flood; bytes.
@@ -31,6 +39,45 @@ const PIECE: usize = 64 * 1024;
 
 fn limit() -> Duration {
     if is_under_valgrind() { SLOW_LIMIT } else { LIMIT }
+}
+
+/// This executable as it runs, also if its file has been replaced or removed; under valgrind, which is what runs there,
+/// the file.
+pub fn own() -> PathBuf {
+    let own = PathBuf::from("/proc/self/exe");
+    if is_under_valgrind() { own.read_link().unwrap_or(own) } else { own }
+}
+
+/// Has `program`, which is this executable, probe plugins; the reports are in the order of the requests. Waits until
+/// all is known: at most [`LIMIT`] and a little for each so many as run at a time. Asks in between
+/// whether to go on; if not, what runs is killed, and there is no report.
+pub fn probe(program: &Path, requests: Vec<Request>, go_on: &dyn Fn() -> bool) -> Option<Vec<Report>> {
+    let at_a_time = std::thread::available_parallelism().map_or(1, NonZeroUsize::get).max(AT_LEAST);
+    let mut reports: Vec<Report> = requests.iter().map(|_| Report::default()).collect();
+    let mut waiting = requests.into_iter().enumerate();
+    let mut running: Vec<(usize, Probe)> = Vec::new();
+    while waiting.len() + running.len() > 0 {
+        let now = clock::now();
+        if !go_on() {
+            running.iter_mut().for_each(|(_, probe)| probe.kill(now));
+            return None;
+        }
+        while running.len() < at_a_time
+            && let Some((number, request)) = waiting.next()
+        {
+            match Probe::start(program, &request, now) {
+                Ok(probe) => running.push((number, probe)),
+                Err(error) => reports[number].fault = Some(format!("cannot be probed: {error}")),
+            }
+        }
+        let descriptors = running.iter().flat_map(|(_, probe)| probe.descriptors());
+        let mut fds: Vec<PollFd> = descriptors.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        let _ = poll(&mut fds, LOOK); // if it is interrupted, as if the time were over
+        for (number, probe) in running.extract_if(.., |(_, probe)| probe.step(clock::now())) {
+            reports[number] = probe.into_report();
+        }
+    }
+    Some(reports)
 }
 
 /// ` (SIGSEGV)`, or nothing: signals for real time have no name.
@@ -49,9 +96,8 @@ pub struct Report {
     pub log: String,
 }
 
-/// A probe that runs.
-#[derive(Debug)]
-pub struct Probe {
+/// A probe that runs. Nothing here waits.
+struct Probe {
     process: Child,
     /// Its pid is also the number of this.
     group: Pid,
@@ -74,7 +120,7 @@ pub struct Probe {
 
 impl Probe {
     /// Starts `program`, which is this executable, as a probe.
-    pub fn start(program: &Path, request: &Request, now: Instant) -> io::Result<Self> {
+    fn start(program: &Path, request: &Request, now: Instant) -> io::Result<Self> {
         let mut nonce = [0; 16];
         rustix::rand::getrandom(&mut nonce, rustix::rand::GetRandomFlags::empty())?;
         let nonce = format!("{:032x}", u128::from_ne_bytes(nonce));
@@ -112,18 +158,13 @@ impl Probe {
         })
     }
 
-    /// When [`step`](Self::step) has something to do, if nothing comes earlier.
-    pub fn deadline(&self) -> Instant {
-        self.deadline
-    }
-
     /// What to wait for, to become readable.
-    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+    fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         [&self.answer, &self.log].into_iter().flatten().map(AsFd::as_fd)
     }
 
     /// What came of it.
-    pub fn into_report(self) -> Report {
+    fn into_report(self) -> Report {
         let mut log = String::from_utf8_lossy(&self.log_bytes).into_owned();
         if self.log_left_out > 0 {
             log += &format!("\n({} bytes more)", self.log_left_out);
@@ -133,7 +174,7 @@ impl Probe {
 
     /// Reads what has come, and sees to the deadline and the end of the process; whether there is nothing left to wait
     /// for.
-    pub fn step(&mut self, now: Instant) -> bool {
+    fn step(&mut self, now: Instant) -> bool {
         match self.process.try_wait() {
             Ok(None) => {}
             Ok(Some(status)) => return self.reaped(status),
@@ -169,7 +210,7 @@ impl Probe {
     }
 
     /// Ends it, with whatever it has left behind. Not reaped yet, so the pid is still its own.
-    pub fn kill(&mut self, now: Instant) {
+    fn kill(&mut self, now: Instant) {
         let _ = killpg(self.group, Signal::SIGKILL);
         (self.is_killed, self.deadline) = (true, now + GIVE_UP);
     }

@@ -5,7 +5,6 @@
 mod auxiliary;
 pub mod bus;
 mod certificates;
-mod changes;
 mod child;
 mod control;
 pub(crate) mod crash_record;
@@ -28,7 +27,6 @@ mod reload;
 mod reports;
 mod role;
 mod rolling;
-mod sizing;
 pub mod spawn;
 pub mod upgrade;
 mod workers;

@@ -1,7 +1,9 @@
 //! Reload: configuration and handlers are read anew and checked, and workers of another generation replace those that
 //! are to change (`rolling`). A mistake changes nothing.
 
+use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -12,10 +14,14 @@ use super::next_generation;
 use super::policy::rolling_restart::{Event, Failure};
 use super::role::{Errand, Role};
 use super::rolling::PendingReload;
-use super::{Supervisor, changes, plural};
+use super::{Supervisor, plural};
 use crate::clock;
+use crate::fleet::routes::{Routes, Stamp};
 use crate::fleet::sockets::handover::Received;
 use crate::log as sink;
+
+/// Names of each kind in a line; the others are counted.
+const MAX_NAMES: usize = 20;
 
 impl Supervisor {
     /// Begins the reload that is wanted, as soon as the server is ready and nothing else is being
@@ -112,7 +118,7 @@ impl Supervisor {
             gone.iter().for_each(|listener| listener.shut_down());
         }
         self.remove_sockets(gone);
-        let changes = changes::between(&self.generation.routes, &new.routes);
+        let changes = changes(&self.generation.routes, &new.routes);
         if !changes.is_empty() {
             log::info!("reload: resources {changes}");
         }
@@ -199,4 +205,65 @@ impl Supervisor {
 /// How a reload ends that changes nothing.
 pub(super) fn failed(why: &str) -> String {
     format!("failed; keeping the running configuration: {why}")
+}
+
+/// What became of the resources: `added: /a, /b; removed: /c`; empty if nothing did. Changed are those whose handler is
+/// another one, or has been built anew.
+fn changes(before: &Routes, after: &Routes) -> String {
+    let (before, after) = (resources(before), resources(after));
+    let is_new = |name: &&str| !before.contains_key(name);
+    let is_other = |name: &&str| before.get(name).is_some_and(|old| after.get(name) != Some(old));
+    let added: Vec<&str> = after.keys().copied().filter(is_new).collect();
+    let changed: Vec<&str> = after.keys().copied().filter(is_other).collect();
+    let removed: Vec<&str> = before.keys().copied().filter(|name| !after.contains_key(name)).collect();
+    let kinds = [("added", added), ("changed", changed), ("removed", removed)];
+    let kinds = kinds.into_iter().filter(|(_, names)| !names.is_empty()).map(|(kind, names)| {
+        let more = match names.len().saturating_sub(MAX_NAMES) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        format!("{kind}: {}{more}", names[..names.len().min(MAX_NAMES)].join(", "))
+    });
+    kinds.collect::<Vec<_>>().join("; ")
+}
+
+/// Each resource with the file that serves it.
+fn resources(routes: &Routes) -> BTreeMap<&str, (&Path, Stamp)> {
+    let with_file = |(resource, number): (_, u16)| {
+        let route = routes.get(number)?;
+        Some((resource, (route.file.as_path(), route.stamp)))
+    };
+    routes.resources().filter_map(with_file).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::routes::Route;
+
+    fn routes(resources: &[(&str, u64)]) -> Routes {
+        let mut routes = Routes::default();
+        for (resource, size) in resources {
+            let stamp = Stamp { size: *size, ..Stamp::default() };
+            routes.add(Route { stamp, ..Route::for_test(resource) });
+        }
+        routes
+    }
+
+    #[test]
+    fn resources_come_change_and_go() {
+        let before = routes(&[("/a", 1), ("/b", 1), ("/c", 1)]);
+        let mut after = routes(&[("/a", 1), ("/b", 2), ("/d", 1)]);
+        after.alias("/e", "/a");
+        assert_eq!(changes(&before, &after), "added: /d, /e; changed: /b; removed: /c");
+        assert_eq!(changes(&before, &before), "");
+    }
+
+    #[test]
+    fn a_line_has_an_end() {
+        let names: Vec<String> = (10..35).map(|number| format!("/{number}")).collect();
+        let all = routes(&names.iter().map(|name| (&**name, 1)).collect::<Vec<_>>());
+        let line = changes(&all, &Routes::default());
+        assert!(line.starts_with("removed: /10, /11, ") && line.ends_with(", /29 and 5 more"), "{line}");
+    }
 }

@@ -18,8 +18,7 @@ use crate::exit::Exit;
 use crate::ffi::plugin::Style;
 use crate::ffi::raw;
 use crate::handlers::message::{Offer, Request};
-use crate::handlers::probe::Report;
-use crate::handlers::probes::{own, probe};
+use crate::handlers::probe::{Report, own, probe};
 use crate::handlers::scan::{self, SUFFIX, Scan, is_path_byte};
 use crate::kit::host::process;
 

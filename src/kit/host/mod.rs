@@ -42,7 +42,7 @@ use crate::fleet::sockets::inbox;
 use crate::fleet::sockets::listener::{self, Listener};
 use crate::fleet::sockets::queue::SocketQueue;
 use crate::handlers::discover::discover_by;
-use crate::handlers::probes::own;
+use crate::handlers::probe::own;
 use crate::log as sink;
 use crate::supervisor::bus::Bus;
 use crate::supervisor::death::{Cause, Death};
