@@ -179,7 +179,6 @@ const SUPERVISOR: &[&str] = &[
     "death",
     "processes",
     "relay",
-    "role",
     "policy",
 ];
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::Supervisor;
 use super::generation::{FileStamp, Generation, stamps};
-use super::role::Errand;
+use super::processes::Errand;
 use crate::fleet::sockets::handover::{self, Received};
 
 /// A certificate and its key may be replaced one after the other: they are read when so many looks, a second apart,

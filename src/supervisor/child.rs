@@ -15,8 +15,7 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, getppid, setpgid};
 
-use super::processes::GRACE;
-use super::role::Kind;
+use super::processes::{GRACE, Kind};
 use crate::config::Config;
 use crate::confine::Confinement;
 use crate::exit::Exit;

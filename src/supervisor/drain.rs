@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::policy::drain::{Action, Drain, Event};
-use super::role::Role;
+use super::processes::Role;
 use super::{Busy, Supervisor};
 use crate::clock;
 use crate::ctl::answer::{Draining, seconds};

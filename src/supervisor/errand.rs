@@ -13,8 +13,7 @@ use nix::unistd::{ForkResult, Pid};
 
 use super::Supervisor;
 use super::child::exit_child;
-use super::processes::Process;
-use super::role::{Errand, Role};
+use super::processes::{Errand, Process, Role};
 use super::spawn::fork_child;
 use crate::clock;
 use crate::exit::Exit;

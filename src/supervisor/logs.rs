@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use nix::unistd::Pid;
 
 use super::Supervisor;
-use super::role::Errand;
+use super::processes::Errand;
 use crate::clock;
 use crate::fleet::sockets::control::Command;
 use crate::fleet::sockets::handover::{self, Received};

@@ -12,7 +12,7 @@ use super::policy::backoff::{Retry, Rule};
 use super::policy::liveness::{self, Limits};
 use super::policy::rebalance;
 use super::policy::rolling_restart::{Event, Step};
-use super::role::Role;
+use super::processes::Role;
 use super::{Supervisor, logs};
 use crate::config::Wear;
 use crate::fleet::memory::scoreboard::{Fault, Place, State};

@@ -12,8 +12,7 @@ use nix::unistd::Pid;
 use super::Supervisor;
 use super::policy::backoff::Retry;
 use super::policy::pools::{Count, RETRY};
-use super::processes::{Process, is_ours};
-use super::role::Role;
+use super::processes::{Process, Role, is_ours};
 
 use crate::clock;
 use crate::config::Processes;

@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use super::generation::{Generation, Sockets};
 use super::next_generation;
 use super::policy::rolling_restart::{Event, Failure};
-use super::role::{Errand, Role};
+use super::processes::{Errand, Role};
 use super::rolling::PendingReload;
 use super::{Supervisor, plural};
 use crate::clock;

@@ -6,8 +6,7 @@ use std::time::Duration;
 use nix::unistd::Pid;
 
 use super::policy::slots::Event;
-use super::processes::{GRACE, Process};
-use super::role::Role;
+use super::processes::{GRACE, Process, Role};
 use super::{Supervisor, errand};
 use crate::clock;
 use crate::exit::Exit;

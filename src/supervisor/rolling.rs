@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::generation::Generation;
 use super::policy::rolling_restart::{Action, Event, RollingRestart, Step};
 use super::policy::slots;
-use super::role::Role;
+use super::processes::Role;
 use super::{Busy, Flow, Supervisor, spawn};
 use crate::clock;
 use crate::ctl::request::Change;

@@ -13,9 +13,8 @@ use nix::unistd::{ForkResult, Pid, fork, getpid};
 
 use super::child::{Child, Serve, Task};
 use super::generation::Generation;
-use super::processes::{Process, READY, is_ours};
+use super::processes::{Kind, Process, READY, Role, is_ours};
 use super::relay::LineSource;
-use super::role::{Kind, Role};
 use super::{Flow, LoopEnd, Supervisor};
 use crate::clock;
 use crate::config::Config;
