@@ -319,9 +319,9 @@ impl Supervisor {
         let mut ours = self.processes.iter().filter(|(_, process)| is_ours(process));
         match ours.next() {
             Some(_) => None,
-            None if self.pools.are_pending() => None,
+            None if self.pools.channels().next().is_some() => None,
             None if self.slots.is_stopping() => self.slots.exit(),
-            None if superseded && self.rolling.policy.is_idle() && !self.upgrade.has_old_server() => {
+            None if superseded && self.rolling.policy.is_idle() && self.upgrade.interest().is_none() => {
                 log::info!("upgrade: all connections moved or closed; exiting");
                 Some(Exit::Ok)
             }

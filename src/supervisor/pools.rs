@@ -59,12 +59,7 @@ impl Pools {
         self.retries.entry(pool).or_default().failed(&RETRY, now);
     }
 
-    /// Whether there may be a process that is not in the table yet.
-    pub fn are_pending(&self) -> bool {
-        !self.pending.is_empty()
-    }
-
-    /// The channels of those that have not been heard of.
+    /// The channels of processes that are not in the table yet.
     pub fn channels(&self) -> impl Iterator<Item = &Channel> {
         self.pending.iter().map(|pending| &pending.channel)
     }

@@ -181,20 +181,7 @@ impl Supervisor {
         let _ = self.send_out(WRITING, write);
     }
 
-    /// A process of this slot has died, perhaps in a handler.
-    fn count_death(&self, slot: usize, cause: Cause, handler: Option<u16>) {
-        let cause = DEATHS.iter().position(|name| *name == cause.name());
-        self.count_in_place(slot, |counters| {
-            if let Some(count) = cause.and_then(|cause| counters.deaths.get(cause)) {
-                count.add_shared(1);
-            }
-        });
-        if let Some(handler) = handler {
-            self.count_handler(handler, |entry| entry.crashes.add(1));
-        }
-    }
-
-    /// Logs and records a death; returns how the process died.
+    /// Counts, logs and records a death; returns how the process died.
     fn tell(
         &mut self,
         (slot, pid, role): (usize, Pid, Role),
@@ -203,7 +190,12 @@ impl Supervisor {
         (callback, conn): (u32, u64),
         facts: CrashDetails,
     ) -> String {
-        self.count_death(slot, cause, handler);
+        if let Some(number) = DEATHS.iter().position(|name| *name == cause.name()) {
+            self.count_in_place(slot, |counters| counters.deaths[number].add_shared(1));
+        }
+        if let Some(handler) = handler {
+            self.count_handler(handler, |entry| entry.crashes.add(1));
+        }
         let worker = self.name(slot);
         let route = handler.and_then(|handler| self.generation_of(role).routes.get(handler));
         let death =

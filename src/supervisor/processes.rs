@@ -189,10 +189,6 @@ impl Process {
     pub fn is_late(&self) -> bool {
         self.next != Signal::SIGTERM
     }
-
-    fn is_holder(&self) -> bool {
-        matches!(self.role, Role::Worker | Role::PerConnection(_))
-    }
 }
 
 /// All children, and all slots.
@@ -258,7 +254,8 @@ impl Processes {
 
     /// Those that hold a slot, each with its own.
     pub fn holders(&self) -> impl Iterator<Item = (usize, Pid)> {
-        let holders = self.iter().filter(|(_, process)| process.is_holder());
+        let is_holder = |process: &Process| matches!(process.role, Role::Worker | Role::PerConnection(_));
+        let holders = self.iter().filter(move |(_, process)| is_holder(process));
         holders.filter_map(|(pid, process)| Some((process.slot?, pid)))
     }
 

@@ -122,7 +122,7 @@ impl Supervisor {
         if !changes.is_empty() {
             log::info!("reload: resources {changes}");
         }
-        self.postmortem.quarantine.set_rules(new.config.quarantine);
+        self.postmortem.quarantine.rules = new.config.quarantine;
         if new.is_reread(&self.generation) {
             self.lift_quarantines_of_changed(&new);
             self.set_log_level(new.config.log.level);

@@ -134,7 +134,9 @@ impl Supervisor {
             return self.stop(Exit::Config, true);
         }
         self.slots.on(Event::Ready(slot), clock::now());
-        self.retire_if_due(slot);
+        if self.rolling.policy.is_retiring(slot) {
+            self.tell_to_leave(slot); // one before it had been told to
+        }
     }
 
     /// Until when a process may live that is replaced while it has connections: of this pool, or of any.

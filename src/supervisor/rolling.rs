@@ -210,14 +210,7 @@ impl Supervisor {
         self.tell_to_leave(slot);
     }
 
-    /// The same for a worker that was restarted after it had been told to.
-    pub(super) fn retire_if_due(&mut self, slot: usize) {
-        if self.rolling.policy.is_retiring(slot) {
-            self.tell_to_leave(slot);
-        }
-    }
-
-    fn tell_to_leave(&mut self, slot: usize) {
+    pub(super) fn tell_to_leave(&mut self, slot: usize) {
         let Some(pid) = self.processes.holder(slot) else { return };
         if self.upgrade.is_superseded() {
             match self.upgrade.tx(slot) {

@@ -174,12 +174,7 @@ impl Upgrade {
         self.policy == policy::UpgradeState::Serving
     }
 
-    /// Whether the server that this one has replaced still hands connections over.
-    pub fn has_old_server(&self) -> bool {
-        self.old_server.is_some()
-    }
-
-    /// Where the end of the old server shows.
+    /// Where the end of the old server shows, while it hands connections over.
     pub fn interest(&self) -> Option<BorrowedFd<'_>> {
         self.old_server.as_ref().map(|old| old.0.as_fd())
     }
@@ -277,7 +272,11 @@ impl Supervisor {
                     log::error!("upgrade: refused: {why}");
                 }
                 Action::Refuse(why) => self.upgrade_done(Err(format!("upgrade: refused: {why}"))),
-                Action::Fail(why) => self.fail_upgrade(&why),
+                Action::Fail(why) => {
+                    let program = self.upgrade.invocation.program.display();
+                    let why = format!("upgrade: failed, and this executable serves on: {program}: {why}");
+                    self.upgrade_done(Err(why));
+                }
                 Action::End => {
                     let successor = self.processes.in_role(Role::Successor).next();
                     successor.into_iter().for_each(|pid| self.processes.terminate(pid, clock::now()));
@@ -384,11 +383,6 @@ impl Supervisor {
                 self.tell_to_hand_over(pid, slot, heir);
             }
         }
-    }
-
-    fn fail_upgrade(&mut self, why: &str) {
-        let program = self.upgrade.invocation.program.display();
-        self.upgrade_done(Err(format!("upgrade: failed, and this executable serves on: {program}: {why}")));
     }
 
     /// The other executable has ended, and with it what it has put in place of the pid file.

@@ -31,7 +31,8 @@ pub const LONGEST: Duration = Duration::from_secs(600);
 /// What is held against the handlers.
 #[derive(Debug)]
 pub struct Quarantine {
-    rules: config::Quarantine,
+    /// From now on.
+    pub rules: config::Quarantine,
     handlers: BTreeMap<u16, History>,
 }
 
@@ -69,11 +70,6 @@ impl Quarantine {
     /// All handlers are without blame.
     pub fn new(rules: config::Quarantine) -> Self {
         Self { rules, handlers: BTreeMap::new() }
-    }
-
-    /// From now on these rules hold.
-    pub fn set_rules(&mut self, rules: config::Quarantine) {
-        self.rules = rules;
     }
 
     /// A process has died in this handler, whose breaker stands like this.
