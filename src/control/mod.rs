@@ -58,16 +58,6 @@ enum Job {
     Upgrade,
 }
 
-/// What becomes of a request.
-enum Outcome {
-    /// Answered at once.
-    Answer(Value),
-    /// The answer follows.
-    Later,
-    /// The supervisor has to do it.
-    Do(Request),
-}
-
 impl Control {
     /// Listens if a socket is configured, perhaps on one that is inherited.
     pub fn new(config: &config::Control, inherited: &[Arc<Listener>]) -> io::Result<Self> {
@@ -108,81 +98,72 @@ impl Control {
         let mut to_do = Vec::new();
         self.end_recording(view);
         for Asked { client, pid, uid, line, fd } in asked {
-            let outcome = Request::read(&line).and_then(|request| {
+            let result = Request::read(&line).and_then(|request| {
                 if let Some(change) = request.change() {
                     log::info!("wshd ctl: process {pid} of user {uid} requests: {change}");
                 }
-                self.take_up(client, request, fd, view, now)
+                self.take_up((client, request), fd, view, now, &mut to_do)
             });
-            match outcome {
-                Ok(Outcome::Answer(result)) => self.answer(client, &Ok(result)),
-                Err(why) => self.answer(client, &Err(why)),
-                Ok(Outcome::Later) => {}
-                Ok(Outcome::Do(request)) => to_do.push((client, request)),
-            }
+            result.transpose().iter().for_each(|result| self.answer(client, result));
         }
         self.finish_pending(view, now);
         to_do
     }
 
+    /// The answer, unless that follows: from other processes, or from the supervisor, which has to do it.
     fn take_up(
         &mut self,
-        client: Number,
-        request: Request,
+        (client, request): (Number, Request),
         fd: Option<OwnedFd>,
         view: &View<'_>,
         now: Instant,
-    ) -> Result<Outcome, String> {
-        Ok(match request {
-            Request::Status {} => Outcome::Answer(json!(view.status(self.started, now))),
-            Request::Config {} => Outcome::Answer((*view.config.effective).into()),
-            Request::LogLevel { level: None } => Outcome::Answer(sink::level().name().into()),
+        to_do: &mut Vec<(Number, Request)>,
+    ) -> Result<Option<Value>, String> {
+        match request {
+            Request::Status {} => return Ok(Some(json!(view.status(self.started, now)))),
+            Request::Config {} => return Ok(Some((*view.config.effective).into())),
+            Request::LogLevel { level: None } => return Ok(Some(sink::level().name().into())),
             Request::Connections { filter } => {
-                self.wait(client, now, |ticket| connections::list(&filter, view, ticket))?
+                return self.wait(client, now, |ticket| connections::list(&filter, view, ticket));
             }
             Request::Close { id: Some(id), filter, code } if filter.is_empty() => {
-                self.wait(client, now, |ticket| connections::close(id, code, view, ticket))?
+                return self.wait(client, now, |ticket| connections::close(id, code, view, ticket));
             }
             Request::Close { id: None, filter, code } if !filter.is_empty() => {
-                self.wait(client, now, |ticket| connections::close_all(&filter, code, view, ticket))?
+                return self.wait(client, now, |ticket| connections::close_all(&filter, code, view, ticket));
             }
             Request::Close { .. } => return Err("expected an id, or a filter that is not empty".to_owned()),
             // Nobody uses any.
-            Request::Topics {} if view.bus.is_none() => Outcome::Answer(json!(Topics::default())),
-            Request::Topics {} => self.wait(client, now, |ticket| bus::topics(view, ticket))?,
-            Request::Publish { scope, topic, binary, data } => self.wait(client, now, |ticket| {
-                bus::publish((scope, topic), (&data, binary), view, ticket, now)
-            })?,
+            Request::Topics {} if view.bus.is_none() => return Ok(Some(json!(Topics::default()))),
+            Request::Topics {} => return self.wait(client, now, |ticket| bus::topics(view, ticket)),
+            Request::Publish { scope, topic, binary, data } => {
+                let message = (&data, binary);
+                return self.wait(client, now, |ticket| {
+                    bus::publish((scope, topic), message, view, ticket, now)
+                });
+            }
             Request::Record { resource, longest } => {
-                Outcome::Answer(self.record(&resource, longest, fd, view, now)?)
+                return self.record(&resource, longest, fd, view, now).map(Some);
             }
             Request::Quarantine { ref resource, state, seconds } => {
-                match quarantined(view, resource.as_deref(), state, seconds)? {
-                    Some(handlers) => Outcome::Answer(json!(handlers)),
-                    None => Outcome::Do(request),
+                if let Some(handlers) = quarantined(view, resource.as_deref(), state, seconds)? {
+                    return Ok(Some(json!(handlers)));
                 }
             }
-            Request::Stop { .. } => {
-                self.answer(client, &Ok("stopping".into()));
-                Outcome::Do(request)
-            }
-            Request::Reload {} => {
-                self.waiting.push((client, Job::NextReload));
-                Outcome::Do(request)
-            }
+            Request::Stop { .. } => self.answer(client, &Ok("stopping".into())),
+            Request::Reload {} => self.waiting.push((client, Job::NextReload)),
             Request::Upgrade {} if view.is_upgrading => {
                 return Err("an upgrade is already under way".to_owned());
             }
-            Request::Upgrade {} => {
-                self.waiting.push((client, Job::Upgrade));
-                Outcome::Do(request)
-            }
+            Request::Upgrade {} => self.waiting.push((client, Job::Upgrade)),
             Request::Cancel {}
             | Request::Drain { .. }
             | Request::Resume {}
             | Request::LogLevel { level: Some(_) }
-            | Request::Workers { .. } => Outcome::Do(request),
-        })
+            | Request::Workers { .. } => {}
+        }
+        to_do.push((client, request));
+        Ok(None)
     }
 
     /// The reload begins that clients are waiting for.

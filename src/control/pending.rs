@@ -6,9 +6,10 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use serde_json::Value;
 
 use super::view::View;
-use super::{Control, Number, Outcome};
+use super::{Control, Number};
 use crate::fleet::sockets::control::{Channel, Command, Report};
 use crate::time::Instant;
 
@@ -54,13 +55,13 @@ impl Control {
         client: Number,
         now: Instant,
         ask: impl FnOnce(u64) -> Told,
-    ) -> Result<Outcome, String> {
+    ) -> Result<Option<Value>, String> {
         let ticket = self.next_ticket;
         self.next_ticket += 1;
         let (silent, answer) = ask(ticket)?;
         let replies = Replies { silent, ..Replies::default() };
         self.pending.push(Pending { ticket, client, deadline: now + TIMEOUT, replies, answer });
-        Ok(Outcome::Later)
+        Ok(None)
     }
 
     /// A process replies to a command; a reply that nobody waits for is ignored.
@@ -152,7 +153,7 @@ mod tests {
                 };
                 Ok((vec![7, 8], Box::new(answer)))
             });
-            assert!(matches!(begun, Ok(Outcome::Later)));
+            assert_eq!(begun, Ok(None));
             assert_eq!(control.deadline(), Some(now + TIMEOUT));
             for (pid, ticket) in [(7, 4), (9, 5), (7, 5), (7, 5)] {
                 control.on_reply(pid, Report::ClosingAll { ticket, count: 1 });

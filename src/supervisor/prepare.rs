@@ -19,7 +19,7 @@ use super::pools::Pools;
 use super::postmortem::Postmortem;
 use super::processes::Processes;
 use super::rolling::Rolling;
-use super::upgrade::{Inherited, Predecessor, Upgrade};
+use super::upgrade::{Predecessor, Upgrade};
 use super::{Host, Origin, Supervisor, plural};
 use crate::clock;
 use crate::config::{Config, Console, Pool};
@@ -75,13 +75,12 @@ impl Supervisor {
     ) -> Result<Self, StartError> {
         confine::check(&config).map_err(|why| (Exit::Config, why))?;
         let inherited = origin.predecessor.as_ref().map(Predecessor::inherited).transpose();
-        let mut inherited = inherited
+        let (mut inherited, queue, bus) = inherited
             .map_err(|error| (Exit::Bind, format!("sockets of the old server: {error}")))?
             .unwrap_or_default();
         for Passed { fd, name } in std::mem::take(&mut origin.sockets) {
-            inherited.listeners.push(Arc::new(listener::adopt(fd, &name).map_err(not_bound)?));
+            inherited.push(Arc::new(listener::adopt(fd, &name).map_err(not_bound)?));
         }
-        let Inherited { listeners: inherited, queue, bus } = inherited;
         let bus = bus.map_or_else(Bus::new, Ok).and_then(|bus| bus.following(&config)).map_err(internal)?;
         let before = Generation::before_start(inherited, bus);
         let gateways = Gateways::new(queue).map_err(internal)?;

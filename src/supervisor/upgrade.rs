@@ -88,8 +88,9 @@ impl Predecessor {
         self.0.as_raw_fd()
     }
 
-    /// What goes on.
-    pub fn inherited(&self) -> io::Result<Inherited> {
+    /// What goes on: the listening sockets, where gateways leave connections, those of the old executable too, and where
+    /// workers meet the bus.
+    pub fn inherited(&self) -> io::Result<(Vec<Arc<Listener>>, Option<SocketQueue>, Option<Bus>)> {
         setsockopt(&self.0, sockopt::ReceiveTimeout, &TimeVal::seconds(10))?;
         let mut received = Received::default();
         while !received.take(self.0.as_fd())? {}
@@ -106,7 +107,7 @@ impl Predecessor {
         let ends = SocketQueue { tx: next()?, rx: next()? };
         let bus = bus.map(|pools| Bus::of_parts(pools, &mut fds).ok_or(io::ErrorKind::UnexpectedEof));
         // A queue of another form is drained by the old workers.
-        Ok(Inherited { listeners, queue: (queue == QUEUE_FORMAT).then_some(ends), bus: bus.transpose()? })
+        Ok((listeners, (queue == QUEUE_FORMAT).then_some(ends), bus.transpose()?))
     }
 
     /// Has the old executable hand its connections over to these.
@@ -126,17 +127,6 @@ struct Handed {
     queue: u32,
     /// The pools that meet the bus, if topics are used.
     bus: Option<Vec<String>>,
-}
-
-/// The same, taken up.
-#[derive(Default)]
-pub struct Inherited {
-    /// The listening sockets.
-    pub listeners: Vec<Arc<Listener>>,
-    /// Where gateways leave connections, those of the old executable too.
-    pub queue: Option<SocketQueue>,
-    /// Where workers meet the bus.
-    pub bus: Option<Bus>,
 }
 
 /// What comes back.
