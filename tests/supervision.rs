@@ -965,6 +965,26 @@ fn a_listening_socket_that_a_handler_has_shut_down_listens_again() {
 }
 
 #[test]
+fn the_slot_of_a_process_whose_inbox_a_handler_has_shut_down_gets_another_one() {
+    let dir = Dir::new();
+    dir.handler("shuts", SHUTS_DOWN);
+    let config = dir.path().join("wshd.conf");
+    let text = "[handler.\"/shuts\"]\nisolation = \"connection\"\n[pool.shuts]\nspare = 1\nprocesses = 4\n";
+    std::fs::write(&config, text).unwrap();
+    let mut server = Server::start(&dir, &["--config", config.to_str().unwrap(), "--workers", "1"]);
+    let url = format!("ws://{}/shuts", server.address());
+    let (mut client, _) = tungstenite::connect(&url).unwrap();
+    assert_eq!(ask(&mut client, "inbox"), "1");
+    drop(client);
+    for round in 0..8 {
+        let mut client = tungstenite::connect(&url).unwrap_or_else(|error| panic!("{round}: {error}")).0;
+        assert_eq!(ask(&mut client, "ping"), "0", "{round}");
+    }
+    assert_idle(server.pid(), Duration::from_secs(1));
+    server.stop();
+}
+
+#[test]
 fn a_worker_whose_inbox_a_handler_has_shut_down_is_replaced() {
     let dir = Dir::new();
     dir.handler("shuts", SHUTS_DOWN);

@@ -3,6 +3,7 @@
 //! process is to be forked are closed if there is none in the time that an opening handshake may take.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use crate::clock;
 use crate::fleet::memory::scoreboard::State;
 use crate::fleet::sockets::control::Command;
 use crate::fleet::sockets::datagram::{self, MAX_FDS};
+use crate::fleet::sockets::inbox;
 use crate::time::Instant;
 
 /// The slot's own worker has this long to start.
@@ -40,10 +42,8 @@ impl Mail {
 impl Supervisor {
     /// Inboxes to wait for: of slots whose worker does not read, without those that are known to have something.
     pub(super) fn unread_inboxes(&self) -> impl Iterator<Item = &OwnedFd> {
-        let is_empty =
-            |slot| self.shared.scoreboard.slot(slot).is_some_and(|slot| slot.state() == State::Empty);
         let is_watched = move |slot: &usize| {
-            !self.maintenance.mail.0.contains_key(slot) && (!self.pools.owns(*slot) || is_empty(*slot))
+            !self.maintenance.mail.0.contains_key(slot) && (!self.pools.owns(*slot) || self.is_empty(*slot))
         };
         let unread = self.unread_slots().into_iter().filter(is_watched);
         unread.filter_map(|slot| self.processes.inbox(slot)).map(|inbox| &inbox.rx)
@@ -74,6 +74,13 @@ impl Supervisor {
         unread.retain(|slot| self.processes.has_mail(*slot));
         self.maintenance.mail.0.retain(|slot, _| unread.contains(slot));
         for slot in unread {
+            // Whoever comes into the slot next would be sent nothing.
+            if self.is_shut_down(slot) {
+                match self.renew_inbox(slot) {
+                    Ok(()) => continue,
+                    Err(error) => log::error!("{}: cannot make another inbox: {error}", self.name(slot)),
+                }
+            }
             let timeout = match self.slots.is_taken(slot) {
                 _ if self.pools.owns(slot) => handshake,
                 true => TIMEOUT,
@@ -102,12 +109,21 @@ impl Supervisor {
         }
     }
 
+    /// Whether no process is in a slot, nor will soon be.
+    fn is_empty(&self, slot: usize) -> bool {
+        self.shared.scoreboard.slot(slot).is_some_and(|record| record.state() == State::Empty)
+    }
+
+    /// Whether a handler has shut down the inbox of a slot in which no process is any more.
+    fn is_shut_down(&self, slot: usize) -> bool {
+        let inbox = self.processes.inbox(slot).filter(|_| self.is_empty(slot));
+        let next = inbox.map(|inbox| inbox::next_fds(inbox.rx.as_fd()));
+        matches!(next, Some(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof)
+    }
+
     /// Closes connections for which there is no process, unless one has come that may take them yet.
     fn close_mail(&self, slot: usize) {
-        if self.shared.scoreboard.slot(slot).is_some_and(|record| record.state() != State::Empty) {
-            return;
-        }
-        let Some(inbox) = self.processes.inbox(slot) else { return };
+        let Some(inbox) = self.processes.inbox(slot).filter(|_| self.is_empty(slot)) else { return };
         // Unread: their content is between workers. Who fills it meanwhile does not keep the supervisor busy.
         let receive = |_| datagram::receive_all(inbox.rx.as_fd(), &mut [0; 1], MAX_FDS).ok();
         let received = (0..AT_ONCE).map_while(receive);
