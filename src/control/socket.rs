@@ -122,7 +122,7 @@ impl Socket {
         }
         let mut asked = Vec::new();
         for client in &mut self.clients {
-            match client.read(now) {
+            match client.read() {
                 Ok(Some(_)) if !self.open_to_group && !is_ours(client.peer.uid()) => client.refuse(now),
                 Ok(Some(line)) => {
                     client.state = State::Waiting;
@@ -188,23 +188,19 @@ fn is_ours(uid: u32) -> bool {
 
 impl Client {
     /// Reads on; the line, once it is whole, or what is wrong with it.
-    fn read(&mut self, now: Instant) -> Result<Option<Vec<u8>>, String> {
+    fn read(&mut self) -> Result<Option<Vec<u8>>, String> {
         let State::Asking(read) = &mut self.state else { return Ok(None) };
         let (mut bytes, before) = ([0; READ], read.len());
         // What a request is short of its bound: never more is taken.
         let room = bytes.get_mut(..READ.min(MAX_BYTES.saturating_sub(before))).unwrap_or_default();
         match datagram::receive(self.stream.as_fd(), room) {
-            Ok((0, _)) => {
-                self.state = State::Over; // it has left without having asked
-                return Ok(None);
-            }
-            Ok((count, fd)) => {
+            Ok((count @ 1.., fd)) => {
                 read.extend_from_slice(room.get(..count).unwrap_or_default());
                 self.fd = fd.or(self.fd.take());
             }
             Err(error) if is_to_be_tried_again(&error) => {}
-            Err(_) => {
-                self.state = State::Over;
+            Ok(_) | Err(_) => {
+                self.state = State::Over; // it has left without having asked
                 return Ok(None);
             }
         }
@@ -215,10 +211,7 @@ impl Client {
         if read.len() >= MAX_BYTES {
             return Err(format!("the request is too long: expected a line of at most {MAX_BYTES} bytes"));
         }
-        match self.deadline <= now {
-            true => Err("no request came in time: expected a line within 5 seconds".to_owned()),
-            false => Ok(None),
-        }
+        Ok(None)
     }
 
     fn refuse(&mut self, now: Instant) {
@@ -259,16 +252,12 @@ impl Client {
         if self.deadline > now {
             return;
         }
-        match self.state {
-            State::Waiting => {
-                self.answer(
-                    answer::line(&Err("it is not done after ten minutes: see the log".to_owned())),
-                    now,
-                );
-            }
-            State::Taking(..) => self.state = State::Over,
-            State::Asking(_) | State::Over => {}
-        }
+        let why = match self.state {
+            State::Asking(_) => "no request came in time: expected a line within 5 seconds",
+            State::Waiting => "it is not done after ten minutes: see the log",
+            State::Taking(..) | State::Over => return self.state = State::Over,
+        };
+        self.answer(answer::line(&Err(why.to_owned())), now);
     }
 }
 
