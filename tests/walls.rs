@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use client::{Client, Raw, ask, connect, next_text};
 use daemon::{Dir, Server, is_alive, until};
-use nix::sys::signal::Signal;
-use nix::unistd::geteuid;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, geteuid};
 
 /// The bytes that the fixture searches for.
 const SECRET: &str = "sesame-of-the-other-pool";
@@ -237,6 +237,63 @@ fn per_connection_processes_have_the_same_boundary() {
     walls.withstand_flood(200);
     walls.others_serve_on();
     walls.stop();
+}
+
+#[test]
+fn no_process_of_a_walled_pool_gets_a_file_of_the_log() {
+    for hostile in [HOSTILE, HOSTILE_PROCESSES] {
+        let logs = Dir::new();
+        let log = logs.path().join("log");
+        let Some(walls) = Walls::start_as(hostile, &format!("log_file = '{}'\n", log.display())) else { return };
+        let mut client = connect(&walls.server.address(), "/hostile");
+        assert_eq!(ask(&mut client, "here"), "here");
+        fs::rename(&log, logs.path().join("before")).unwrap();
+        walls.server.signal(Signal::SIGUSR1);
+        let has_it = |pid: &i32| {
+            let fds = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+            fds.into_iter().any(|fd| fs::read_link(fd.unwrap().path()).is_ok_and(|file| file == log))
+        };
+        until("the others have the new file", || walls.others.iter().all(has_it));
+        assert_eq!(ask(&mut client, "still here"), "still here");
+        let walled = walls.workers_of(&["hostile"]);
+        assert!(!walled.is_empty() && !walled.iter().any(has_it), "{walled:?}");
+        drop(client);
+        walls.stop();
+    }
+}
+
+#[test]
+fn a_process_of_a_connection_logs_on_when_its_parent_has_been_replaced() {
+    if !geteuid().is_root() {
+        return eprintln!("not root: skipped");
+    }
+    let dir = Dir::new();
+    let source = r#"
+        #include <ws_handler.h>
+        static void on_message(ws_conn conn, const ws_message *msg)
+        {
+            ws_log(WS_LOG_WARN, "said %s", (const char *)msg->data);
+            ws_send(conn, msg->type, msg->data, msg->size);
+        }
+        WS_HANDLER(.name = "says", .on_message = on_message);
+    "#;
+    dir.handler("says", source);
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let config = dir.path().join("w.conf");
+    fs::write(&config, HOSTILE_PROCESSES.replace("hostile", "says")).unwrap();
+    let mut server = Server::start(&dir, &["--workers", "1", "--config", config.to_str().unwrap()]);
+    let mut client = connect(&server.address(), "/says");
+    ask(&mut client, "first");
+    server.says("said first");
+    let title = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let parent = || server.workers().into_iter().find(|pid| title(pid).contains("parent says"));
+    let before = parent().unwrap();
+    kill(Pid::from_raw(before), Signal::SIGKILL).unwrap();
+    until("the parent is replaced", || parent().is_some_and(|pid| pid != before));
+    ask(&mut client, "second");
+    server.says("said second");
+    drop(client);
+    server.stop();
 }
 
 #[test]

@@ -91,7 +91,7 @@ impl Supervisor {
             }
             // All get it, also those that are being replaced and those that wait.
             let mut pids = self.processes.with_channel();
-            pids.retain(|pid| self.processes.get(*pid).is_some_and(|process| process.log.is_none()));
+            pids.retain(|pid| self.processes.get(*pid).is_some_and(|process| !process.is_walled));
             let what_else = "it keeps writing to the old log file";
             self.tell_all(pids, Command::Log(kind), Some(fd.as_fd()), what_else);
             if let Err(error) = sink::replace(kind, fd) {

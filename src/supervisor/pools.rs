@@ -225,7 +225,9 @@ impl Supervisor {
                     let pid = Pid::from_raw(raw);
                     log::debug!("{}[{pid}] is forked", self.name(slot));
                     let role = Role::PerConnection(parent);
-                    self.enter(pid, Process::new(role, Some(slot), generation, Some(pending.channel)));
+                    let mut process = Process::new(role, Some(slot), generation, Some(pending.channel));
+                    process.is_walled = self.processes.get(parent).is_none_or(|parent| parent.is_walled);
+                    self.enter(pid, process);
                     if self.slots.is_stopping() {
                         self.stop_worker(slot, self.stop_command());
                     }

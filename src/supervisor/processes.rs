@@ -115,7 +115,9 @@ pub struct Process {
     pub generation: u32,
     /// None: it has none, or its end is closed.
     pub channel: Option<Channel>,
-    /// Where its lines of the log come from, if it has no file.
+    /// Its pool is a boundary: it has no file of the log, and must not get one.
+    pub is_walled: bool,
+    /// Where its lines of the log come from then, and those of the processes that it has forked.
     pub log: Option<LineSource>,
     pub pulse: Pulse,
     /// Pings that an auxiliary process has answered.
@@ -136,12 +138,13 @@ pub struct Process {
 
 impl Process {
     pub fn new(role: Role, slot: Option<usize>, generation: u32, channel: Option<Channel>) -> Self {
-        let (log, pulse, answered, is_retiring, skipped, result) = Default::default();
+        let (is_walled, log, pulse, answered, is_retiring, skipped, result) = Default::default();
         Self {
             role,
             slot,
             generation,
             channel,
+            is_walled,
             log,
             pulse,
             answered,

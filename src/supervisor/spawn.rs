@@ -74,7 +74,7 @@ pub(super) fn worker(
     };
     if let ForkResult::Parent { child } = forked {
         let mut process = Process::new(role, Some(slot), record.generation(), Some(ours));
-        (process.log, process.skipped) = (source, skipped);
+        (process.is_walled, process.log, process.skipped) = (source.is_some(), source, skipped);
         supervisor.enter(child, process);
         return ControlFlow::Continue(Ok(child));
     }

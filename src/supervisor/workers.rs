@@ -191,7 +191,15 @@ impl Supervisor {
         let lost = self.shared.counters.release(pid.as_raw());
         self.shared.scoreboard.slots().for_each(|(_, record)| record.crash.end_sending(pid.as_raw()));
         // Or it is a child of a child, which came to this process when its parent ended.
-        let Some(process) = self.processes.remove(pid) else { return };
+        let Some(mut process) = self.processes.remove(pid) else { return };
+        // What it has forked writes there, too.
+        let family = if let Role::PerConnection(parent) = process.role { parent } else { pid };
+        let heir = self.processes.in_role(Role::PerConnection(family)).next();
+        if let Some(heir) = heir.and_then(|heir| self.processes.get_mut(heir))
+            && process.log.is_some()
+        {
+            heir.log = process.log.take();
+        }
         if lost > 0
             && let Some(slot) = process.slot
         {
