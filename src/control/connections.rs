@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::fd::AsFd;
 
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
@@ -103,7 +104,7 @@ pub(super) fn close(id: Id, code: u16, view: &View<'_>, ticket: u64) -> Told {
 
 /// Has all workers close the connections that the filter lets through, with this code in the Close frames.
 pub(super) fn close_all(filter: &Filter, code: u16, view: &View<'_>, ticket: u64) -> Told {
-    let file = with_filter(filter).map_err(|error| format!("cannot close connections: {error}"))?;
+    let file = with_sealed_filter(filter).map_err(|error| format!("cannot close connections: {error}"))?;
     let command = Command::CloseAll { ticket, code };
     let told = view.serving().filter(|(_, channel)| is_told(channel, command, file.as_fd()));
     let answer = |replies: Replies, _: &View<'_>, _| {
@@ -128,4 +129,30 @@ fn with_filter(filter: &Filter) -> io::Result<File> {
     let file = memory()?;
     serde_json::to_writer(&file, filter)?;
     Ok(file)
+}
+
+/// The same for all workers: none can change it for the others.
+fn with_sealed_filter(filter: &Filter) -> io::Result<File> {
+    let file = with_filter(filter)?;
+    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
+    Ok(file)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    #[test]
+    fn no_worker_changes_which_connections_the_others_close() {
+        let file = with_sealed_filter(&Filter::default()).unwrap();
+        let size = file.metadata().unwrap().len();
+        assert!(file.write_at(b"{", 0).is_err() && file.set_len(size + 1).is_err() && file.set_len(0).is_err());
+        let mut text = vec![0; size as usize];
+        file.read_exact_at(&mut text, 0).unwrap();
+        assert!(serde_json::from_slice::<Filter>(&text).unwrap().is_empty());
+    }
 }

@@ -96,7 +96,7 @@ pub(super) fn is_told(channel: &Channel, command: Command, file: BorrowedFd<'_>)
 
 /// A file in memory, to be sent along with a command.
 pub(super) fn memory() -> io::Result<File> {
-    Ok(memfd_create(c"wshd ctl", MFdFlags::MFD_CLOEXEC)?.into())
+    Ok(memfd_create(c"wshd ctl", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?.into())
 }
 
 #[cfg(test)]
