@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use super::death::Cause;
 use super::policy::slots::Event;
 use super::policy::upgrade;
-use super::processes::{EXIT, Errand, GRACE, Role};
+use super::processes::{EXIT, Errand, GRACE, Process, Role};
 use super::{Flow, Supervisor, logs, spawn};
 use crate::clock;
 use crate::fleet::memory::counters::{HandlerEntry, OTHER, PlaceCounters};
@@ -192,13 +192,17 @@ impl Supervisor {
         self.shared.scoreboard.slots().for_each(|(_, record)| record.crash.end_sending(pid.as_raw()));
         // Or it is a child of a child, which came to this process when its parent ended.
         let Some(mut process) = self.processes.remove(pid) else { return };
-        // What it has forked writes there, too.
-        let family = if let Role::PerConnection(parent) = process.role { parent } else { pid };
-        let heir = self.processes.in_role(Role::PerConnection(family)).next();
-        if let Some(heir) = heir.and_then(|heir| self.processes.get_mut(heir))
-            && process.log.is_some()
-        {
-            heir.log = process.log.take();
+        if let Some(log) = process.log.take() {
+            // What it has forked writes there, too: one of its pool keeps it.
+            let pool = |process: &Process| process.slot.map(|slot| self.place_of(slot).pool);
+            let is_heir = |other: &Process| {
+                let is_forked = matches!(other.role, Role::PerConnection(_));
+                is_forked && other.log.is_none() && pool(other) == pool(&process)
+            };
+            let heir = self.processes.iter().find(|(_, other)| is_heir(other)).map(|(heir, _)| heir);
+            if let Some(heir) = heir.and_then(|heir| self.processes.get_mut(heir)) {
+                heir.log = Some(log);
+            }
         }
         if lost > 0
             && let Some(slot) = process.slot
