@@ -104,6 +104,7 @@ impl Supervisor {
                     Role::Worker => self.slots.on(event, now),
                     // Its end may take as long as a core dump: another one may start in its place by then.
                     Role::Standby => self.standby_failed(slot, pid, &line),
+                    Role::PerConnection(_) => self.on_per_connection_death(slot),
                     _ => {}
                 }
             }
