@@ -244,7 +244,9 @@ fn no_process_of_a_walled_pool_gets_a_file_of_the_log() {
     for hostile in [HOSTILE, HOSTILE_PROCESSES] {
         let logs = Dir::new();
         let log = logs.path().join("log");
-        let Some(walls) = Walls::start_as(hostile, &format!("log_file = '{}'\n", log.display())) else { return };
+        let Some(walls) = Walls::start_as(hostile, &format!("log_file = '{}'\n", log.display())) else {
+            return;
+        };
         let mut client = connect(&walls.server.address(), "/hostile");
         assert_eq!(ask(&mut client, "here"), "here");
         fs::rename(&log, logs.path().join("before")).unwrap();

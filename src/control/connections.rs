@@ -150,7 +150,9 @@ mod tests {
     fn no_worker_changes_which_connections_the_others_close() {
         let file = with_sealed_filter(&Filter::default()).unwrap();
         let size = file.metadata().unwrap().len();
-        assert!(file.write_at(b"{", 0).is_err() && file.set_len(size + 1).is_err() && file.set_len(0).is_err());
+        assert!(
+            file.write_at(b"{", 0).is_err() && file.set_len(size + 1).is_err() && file.set_len(0).is_err()
+        );
         let mut text = vec![0; size as usize];
         file.read_exact_at(&mut text, 0).unwrap();
         assert!(serde_json::from_slice::<Filter>(&text).unwrap().is_empty());

@@ -138,9 +138,8 @@ impl Control {
             Request::Topics {} => return self.wait(client, now, |ticket| bus::topics(view, ticket)),
             Request::Publish { scope, topic, binary, data } => {
                 let message = (&data, binary);
-                return self.wait(client, now, |ticket| {
-                    bus::publish((scope, topic), message, view, ticket, now)
-                });
+                return self
+                    .wait(client, now, |ticket| bus::publish((scope, topic), message, view, ticket, now));
             }
             Request::Record { resource, longest } => {
                 return self.record(&resource, longest, fd, view, now).map(Some);

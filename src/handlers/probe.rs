@@ -1,9 +1,9 @@
 //! Probes: processes that load plugins, a few at a time, seen from the process that asks.
 
 use std::io::{self, PipeReader, Read, Seek, Write};
+use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;

@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use nix::unistd::Pid;
+use rustix::net::sockopt::set_socket_passcred;
 
 use super::Supervisor;
 use super::policy::backoff::Retry;
@@ -17,7 +18,8 @@ use super::processes::{Process, Role, is_ours};
 use crate::clock;
 use crate::config::Processes;
 use crate::fleet::memory::scoreboard::{Place, Slot, State};
-use crate::fleet::sockets::control::{Channel, Command, Report};
+use crate::fleet::sockets::control::{Channel, Command};
+use crate::fleet::sockets::datagram;
 use crate::time::Instant;
 
 /// A process that has not told its pid after this is given up.
@@ -192,6 +194,7 @@ impl Supervisor {
 
     fn ask_for(&mut self, parent: Pid, slot: usize) -> io::Result<()> {
         let (ours, theirs) = Channel::pair()?;
+        set_socket_passcred(&ours, true)?;
         let (Some(record), Some(inbox)) = (self.shared.scoreboard.slot(slot), self.processes.inbox(slot))
         else {
             return Err(io::ErrorKind::NotFound.into());
@@ -217,12 +220,11 @@ impl Supervisor {
     pub(super) fn read_forked(&mut self) {
         for pending in std::mem::take(&mut self.pools.pending) {
             let Pending { slot, generation, parent, .. } = pending;
-            match pending.channel.recv_report() {
+            // It says that it is there; who it is the kernel says: a handler's code runs in its parent.
+            let told = datagram::receive_all(pending.channel.as_fd(), &mut [0; 64], 0);
+            match told.map(|told| (told.size, told.sender.map(Pid::from_raw))) {
                 // Only a child of this process may be sent signals and be waited for.
-                Ok(Some(Report::Born { pid: raw }))
-                    if is_ours(raw) && self.processes.get(Pid::from_raw(raw)).is_none() =>
-                {
-                    let pid = Pid::from_raw(raw);
+                Ok((1.., Some(pid))) if is_ours(pid.as_raw()) && self.processes.get(pid).is_none() => {
                     log::debug!("{}[{pid}] is forked", self.name(slot));
                     let role = Role::PerConnection(parent);
                     let mut process = Process::new(role, Some(slot), generation, Some(pending.channel));
@@ -234,11 +236,11 @@ impl Supervisor {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.pools.pending.push(pending),
                 // Its parent leaves, or is gone, which has been said: the next one is asked.
-                Ok(None) if self.slots.is_stopping() || !self.is_parent(parent, slot) => self.give_up(slot),
+                Ok((0, _)) if self.slots.is_stopping() || !self.is_parent(parent, slot) => self.give_up(slot),
                 other => {
                     let why = match other {
-                        Ok(Some(_)) => "unexpected report".to_owned(),
-                        Ok(None) => "its parent closed the channel".to_owned(),
+                        Ok((1.., _)) => "another process has answered".to_owned(),
+                        Ok((0, _)) => "its parent closed the channel".to_owned(),
                         Err(error) => error.to_string(),
                     };
                     log::error!("{}: cannot fork: {why}", self.name(slot));

@@ -88,8 +88,8 @@ impl Predecessor {
         self.0.as_raw_fd()
     }
 
-    /// What goes on: the listening sockets, where gateways leave connections, those of the old executable too, and where
-    /// workers meet the bus.
+    /// What goes on: the listening sockets, where gateways leave connections, those of the old executable too, and
+    /// where workers meet the bus.
     pub fn inherited(&self) -> io::Result<(Vec<Arc<Listener>>, Option<SocketQueue>, Option<Bus>)> {
         setsockopt(&self.0, sockopt::ReceiveTimeout, &TimeVal::seconds(10))?;
         let mut received = Received::default();

@@ -96,8 +96,8 @@ pub enum Report {
     Published { ticket: u64, subscribers: u64 },
     /// It closes so many connections.
     ClosingAll { ticket: u64, count: u64 },
-    /// It was forked by its parent, and says that this is its pid.
-    Born { pid: i32 },
+    /// It was forked by its parent; who it is the kernel says.
+    Born,
     /// A spare process has got its connection.
     Taken,
     /// Its handlers use topics.

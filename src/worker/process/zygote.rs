@@ -9,7 +9,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{ForkResult, fork, getpid};
+use nix::unistd::{ForkResult, fork};
 
 use crate::ffi::call;
 use crate::ffi::place::fork_as_server;
@@ -51,7 +51,7 @@ pub fn serve_forks(mut start: Start, settle: &Settle) -> io::Result<Option<(Star
                 Ok([tx, rx, control]) if fork_as_server(fork_child) => {
                     let (child, control) = (usize::from(child), Channel::from(control));
                     settle(child)?;
-                    control.send_report(&Report::Born { pid: getpid().as_raw() })?;
+                    control.send_report(&Report::Born)?;
                     let start = Start {
                         slot: child,
                         control,
