@@ -242,22 +242,19 @@ fn per_connection_processes_have_the_same_boundary() {
 #[test]
 fn no_process_of_a_walled_pool_gets_a_file_of_the_log() {
     for hostile in [HOSTILE, HOSTILE_PROCESSES] {
-        let logs = Dir::new();
-        let log = logs.path().join("log");
-        let Some(walls) = Walls::start_as(hostile, &format!("log_file = '{}'\n", log.display())) else {
-            return;
-        };
+        let Some(walls) = Walls::start_as(hostile, "") else { return };
+        let log = walls.dir.path().join("log");
         let mut client = connect(&walls.server.address(), "/hostile");
         assert_eq!(ask(&mut client, "here"), "here");
-        fs::rename(&log, logs.path().join("before")).unwrap();
+        fs::rename(&log, walls.dir.path().join("before")).unwrap();
         walls.server.signal(Signal::SIGUSR1);
         let has_it = |pid: &i32| {
-            let fds = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
-            fds.into_iter().any(|fd| fs::read_link(fd.unwrap().path()).is_ok_and(|file| file == log))
+            let mut fds = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+            fds.any(|fd| fs::read_link(fd.unwrap().path()).is_ok_and(|file| file == log))
         };
-        until("the others have the new file", || walls.others.iter().all(has_it));
+        until("others have the new file", || walls.workers_of(&["default"]).iter().all(has_it));
         assert_eq!(ask(&mut client, "still here"), "still here");
-        let walled = walls.workers_of(&["hostile"]);
+        let walled = walls.workers_of(&["hostile", "third"]);
         assert!(!walled.is_empty() && !walled.iter().any(has_it), "{walled:?}");
         drop(client);
         walls.stop();
