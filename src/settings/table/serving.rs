@@ -180,7 +180,7 @@ See
         flag: No,
         help: "Read these files, too, such as \\(dqconf.d/*.toml\\(dq",
         more: "\
-Names are relative to the directory of the including file; those that match a pattern are read in alphabetical order.
+Names are relative to the directory of the including file; those that match a pattern, except hidden ones, are read in alphabetical order.
 No key may be set in two files.
 It cannot be given on the command line.",
     },
