@@ -7,47 +7,41 @@ use serde_json::Value;
 
 /// What connections are sorted by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Key {
-    /// The oldest first.
-    Age,
-    /// The one for which most waits to be sent first.
-    Queued,
-    /// By a text, which is a member of this name.
-    Text(&'static str),
+pub struct Key {
+    member: &'static str,
+    /// The largest comes first; otherwise it is a text, and those that have none come last.
+    is_number: bool,
 }
-
-/// The keys that are texts.
-const TEXTS: [&str; 5] = ["worker", "peer", "user", "handler", "resource"];
 
 impl FromStr for Key {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "age" => Ok(Key::Age),
-            "queued" => Ok(Key::Queued),
-            "state" => Ok(Key::Text("phase")),
-            _ => TEXTS.into_iter().find(|name| *name == text).map(Key::Text).ok_or_else(|| {
-                "expected age, queued, state, worker, peer, user, handler or resource".to_owned()
-            }),
-        }
+        let (member, is_number) = match text {
+            "age" => ("age", true),
+            "queued" => ("queued", true),
+            "state" => ("phase", false),
+            "worker" => ("worker", false),
+            "peer" => ("peer", false),
+            "user" => ("user", false),
+            "handler" => ("handler", false),
+            "resource" => ("resource", false),
+            _ => {
+                return Err("expected age, queued, state, worker, peer, user, handler or resource".to_owned());
+            }
+        };
+        Ok(Key { member, is_number })
     }
 }
 
 impl Key {
     fn compare(self, one: &Value, other: &Value) -> Ordering {
-        let number = |value: &Value, name: &str| value[name].as_f64().unwrap_or_default();
-        let largest_first = |name| number(other, name).total_cmp(&number(one, name));
-        match self {
-            Key::Age => largest_first("age"),
-            Key::Queued => largest_first("queued"),
-            // Those that have none come last.
-            Key::Text(name) => {
-                let text = |value: &Value| value[name].as_str().map(str::to_owned);
-                let (one, other) = (text(one), text(other));
-                one.is_none().cmp(&other.is_none()).then(one.cmp(&other))
-            }
+        let (one, other) = (&one[self.member], &other[self.member]);
+        if self.is_number {
+            return other.as_f64().unwrap_or_default().total_cmp(&one.as_f64().unwrap_or_default());
         }
+        let (one, other) = (one.as_str(), other.as_str());
+        (one.is_none(), one).cmp(&(other.is_none(), other))
     }
 }
 
