@@ -1,6 +1,8 @@
 //! Columns of text. Numbers stand at the right of theirs, text at the left; control characters, which may have come
 //! from a peer, are not passed on to a terminal.
 
+use crate::log::Escaped;
+
 /// A table with a line of titles.
 pub struct Table {
     /// Titles; those that end in `>` are of columns of numbers.
@@ -21,7 +23,7 @@ impl Table {
 
     /// Adds a line.
     pub fn row<const N: usize>(&mut self, cells: [String; N], stands_out: bool) {
-        let cells = cells.into_iter().map(|cell| harmless(&cell)).collect();
+        let cells = cells.into_iter().map(|cell| Escaped(&cell).to_string()).collect();
         self.rows.push(Row { cells, stands_out });
     }
 
@@ -51,13 +53,6 @@ impl Table {
         }
         text
     }
-}
-
-/// With every control character as an escape, so that it does nothing.
-pub fn harmless(text: &str) -> String {
-    let escaped =
-        text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.into() });
-    escaped.collect()
 }
 
 /// Bytes for people: `812`, `3.4K`, `120M`.

@@ -4,7 +4,8 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-use super::table::{Table, harmless};
+use super::table::Table;
+use crate::log::Escaped;
 
 /// The topics of a server.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,7 +55,7 @@ impl Topics<'_> {
         }
         if let Some(Engine { name, connected }) = &self.engine {
             let state = if *connected { "connected to" } else { "NOT connected to" };
-            text += &format!("\n{state} {}\n", harmless(name));
+            text += &format!("\n{state} {}\n", Escaped(name));
         }
         text
     }

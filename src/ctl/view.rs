@@ -5,8 +5,9 @@ use serde_json::Value;
 
 use super::answer::{Connections, Draining, Executes, Handler, Status};
 use super::request::Request;
-use super::table::{Table, bytes, harmless, time};
+use super::table::{Table, bytes, time};
 use super::topics::Topics;
+use crate::log::Escaped;
 
 /// A callback that has not come back after this time stands out; seconds.
 const LONG: f64 = 1.0;
@@ -19,10 +20,10 @@ pub fn of(request: &Request, result: &Value, bold: bool) -> Result<String, serde
         Request::Topics {} => Topics::deserialize(result)?.text(bold),
         Request::Config {} => {
             let text = result.as_str().unwrap_or_default();
-            text.lines().map(|line| harmless(line) + "\n").collect()
+            text.lines().map(|line| format!("{}\n", Escaped(line))).collect()
         }
         Request::Quarantine { .. } => handlers(&Vec::<Handler>::deserialize(result)?, bold),
-        _ => harmless(result.as_str().unwrap_or("done")) + "\n",
+        _ => format!("{}\n", Escaped(result.as_str().unwrap_or("done"))),
     })
 }
 
@@ -31,10 +32,10 @@ fn status(status: &Status, bold: bool) -> String {
     let connections: u64 = status.pools.iter().map(|pool| pool.connections).sum();
     let mut text = format!(
         "wshd {}, process {}, up {}, on {}\n{running} of {} workers running, {connections} connection{}\n\n",
-        harmless(&status.version),
+        Escaped(&status.version),
         status.pid,
         time(status.uptime),
-        harmless(&status.listen.join(" and ")),
+        Escaped(&status.listen.join(" and ")),
         status.workers.len(),
         if connections == 1 { "" } else { "s" }
     );
@@ -138,7 +139,7 @@ fn connections(list: &Connections<'_>, bold: bool) -> String {
     for silent in &list.silent {
         let why = silent.executes.as_ref().map_or_else(|| "it is busy".to_owned(), executes);
         let line = format!("not listed are those of {}, process {}: {why}", silent.worker, silent.pid);
-        text += &(harmless(&line) + "\n");
+        text += &format!("{}\n", Escaped(&line));
     }
     text
 }

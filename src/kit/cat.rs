@@ -20,6 +20,7 @@ use super::complain;
 use super::value::time;
 use crate::clock;
 use crate::exit::{Exit, Failure};
+use crate::log::Escaped;
 use crate::time::Instant;
 
 /// Longest line that becomes a message; bytes.
@@ -105,7 +106,7 @@ fn print_head(response: &Response) {
     let mut err = io::stderr().lock();
     let _ = writeln!(err, "< {:?} {}", response.version(), response.status());
     for (name, value) in response.headers() {
-        let _ = writeln!(err, "< {name}: {}", String::from_utf8_lossy(value.as_bytes()).escape_debug());
+        let _ = writeln!(err, "< {name}: {}", Escaped(&String::from_utf8_lossy(value.as_bytes())));
     }
 }
 
@@ -191,7 +192,7 @@ impl Session {
     }
 
     fn note_close(&mut self, frame: Option<CloseFrame>) {
-        let end = frame.map(|frame| (u16::from(frame.code), frame.reason.escape_debug().to_string()));
+        let end = frame.map(|frame| (u16::from(frame.code), Escaped(&frame.reason).to_string()));
         self.close = Some(end.unwrap_or((1005, String::new())));
         self.deadline = self.deadline.min(clock::now() + self.timeout);
     }

@@ -14,6 +14,7 @@ use super::print;
 use super::shell::quoted;
 use crate::ctl::record::{Heading, MAX_FILE};
 use crate::exit::Exit;
+use crate::log::Escaped;
 use crate::supervisor::crash_record::CrashRecord;
 
 /// The first line of a script written here, which may be overwritten.
@@ -88,7 +89,7 @@ fn read(path: &Path) -> io::Result<String> {
 fn script(record: &CrashRecord) -> Result<String, String> {
     let mut script = String::new();
     let place = record.handler.as_ref().map_or("no handler".to_owned(), |handler| {
-        format!("{} of {}", handler.callback, handler.name.escape_debug())
+        format!("{} of {}", handler.callback, Escaped(&handler.name))
     });
     // Writing to a String does not fail.
     let _ = writeln!(script, "# {}: crashed in {place}", record.time);

@@ -251,8 +251,8 @@ fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-/// Text with control characters escaped, so that it stays on one line.
-struct Escaped<'a>(&'a str);
+/// Text with control characters escaped, so that it stays on one line and does nothing to a terminal.
+pub struct Escaped<'a>(pub &'a str);
 
 impl std::fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -28,7 +28,7 @@ pub use self::access::AccessField;
 pub use self::files::Rotation;
 pub use self::level::Level;
 pub use self::limit::{LeftOut, Limit};
-pub use self::line::Value;
+pub use self::line::{Escaped, Value};
 use self::line::{Form, Line, Writer};
 pub use self::relay::MAX_BYTES as MAX_RELAYED;
 use self::relay::{Relay, Wire};

@@ -88,7 +88,7 @@ fn cat_sends_lines_and_prints_messages() {
         ("1000 bye\n", 0, ""),
         ("1001 \n", 101, "closed with 1001"),
         ("1011 it broke\n", 111, "closed with 1011: it broke"),
-        ("4000 mine\n", 120, "closed with 4000: mine"),
+        ("4000 it's mine\n", 120, "closed with 4000: it's mine"),
         ("abort\n", 106, "without a Close frame"),
     ] {
         ends(&cat(&url("/close"), &["--keep-open"], input.as_bytes()), status, said);

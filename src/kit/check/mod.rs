@@ -21,6 +21,7 @@ use crate::handlers::message::{Offer, Request};
 use crate::handlers::probe::{Report, own, probe};
 use crate::handlers::scan::{self, SUFFIX, Scan, is_path_byte};
 use crate::kit::host::process;
+use crate::log::Escaped;
 
 /// The options of the command.
 #[derive(Debug)]
@@ -231,15 +232,15 @@ fn describe(Checked { file, report, findings, .. }: &Checked, out: &mut impl Wri
     if let Some(offer) = &report.offer {
         let or_none = |text: String| if text.is_empty() { "none".to_owned() } else { text };
         let (major, minor) = offer.abi_version();
-        writeln!(out, "    name       {}", offer.name.escape_debug())?;
-        writeln!(out, "    version    {}", or_none(offer.version.escape_debug().to_string()))?;
+        writeln!(out, "    name       {}", Escaped(&offer.name))?;
+        writeln!(out, "    version    {}", or_none(Escaped(&offer.version).to_string()))?;
         writeln!(out, "    abi        {major}.{minor}")?;
         writeln!(out, "    style      {}", offer.style)?;
         writeln!(out, "    flags      {}", or_none(offer.flag_names().join(" ")))?;
         writeln!(out, "    protocols  {}", or_none(offer.protocols.join(", ")))?;
     }
     for Finding { level, message, .. } in findings {
-        writeln!(out, "    {level:<10} {}", message.escape_debug())?;
+        writeln!(out, "    {level:<10} {}", Escaped(message))?;
     }
     Ok(())
 }
