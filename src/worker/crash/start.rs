@@ -7,7 +7,7 @@ use std::ffi::c_int;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicPtr, Ordering};
 use std::time::Duration;
 use std::{io, mem};
 
@@ -33,8 +33,6 @@ pub struct StartWatch {
     handlers: Vec<(u16, PathBuf)>,
     /// Sends the signal for a hang to the main thread.
     timer: libc::timer_t,
-    /// When it does, in ns; 0: never.
-    give_up: AtomicU64,
 }
 
 /// Null when it was forgotten.
@@ -49,9 +47,8 @@ impl StartWatch {
         handlers: Vec<(u16, PathBuf)>,
     ) -> io::Result<&'static Self> {
         traps::install()?;
-        let (timer, give_up) = (hang_timer()?, AtomicU64::new(0));
-        let pid = std::process::id() as i32;
-        let watch = Box::leak(Box::new(Self { pid, slot, collector, control, handlers, timer, give_up }));
+        let (pid, timer) = (std::process::id() as i32, hang_timer()?);
+        let watch = Box::leak(Box::new(Self { pid, slot, collector, control, handlers, timer }));
         WATCH.store(watch, Ordering::Release);
         Ok(watch)
     }
@@ -64,17 +61,13 @@ impl StartWatch {
 
     /// A handler is called, and has so long; zero: forever.
     pub fn enter(&self, handler: u16, callback: Callback, limit: Duration) {
-        let now = clock::now();
-        self.slot.call.set_current(0, Peer::NONE, now);
+        self.slot.call.set_current(0, Peer::NONE, clock::now());
         self.slot.call.begin(handler, callback as u32);
-        let give_up = if limit.is_zero() { 0 } else { (now + limit).as_nanos() };
-        self.give_up.store(give_up, Ordering::Release);
         self.arm(limit);
     }
 
     /// All handlers have started, and are listed in `modules`. Their threads are watched until the rescue is prepared.
     pub fn end(&self, modules: &Modules) {
-        self.give_up.store(0, Ordering::Release);
         self.arm(Duration::ZERO);
         self.slot.call.end();
         modules.fill(&self.handlers);
@@ -128,10 +121,4 @@ fn hang_timer() -> io::Result<libc::timer_t> {
 /// The process exits in an orderly way: its end is not a crash.
 pub fn forget() {
     WATCH.store(null_mut(), Ordering::Release);
-}
-
-/// Whether the handler that is starting has had its time. Async-signal-safe.
-pub fn is_over() -> bool {
-    let has_expired = |give_up: u64| (1..=clock::now().as_nanos()).contains(&give_up);
-    StartWatch::current().is_some_and(|watch| has_expired(watch.give_up.load(Ordering::Acquire)))
 }

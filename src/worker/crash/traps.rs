@@ -16,7 +16,6 @@ use crate::time::Instant;
 use crate::worker::crash::report::Registers;
 use crate::worker::crash::rescue::rescue;
 use crate::worker::crash::signals::{self, Action, CRASHES, on_signal};
-use crate::worker::crash::start;
 
 /// How often changed signals are looked for.
 const CHECK: Duration = Duration::from_secs(1);
@@ -86,11 +85,14 @@ pub fn kill_hung(thread: Pid, conn: u64) {
     unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread.as_raw(), hang_signal()) };
 }
 
-extern "C" fn hung(_: c_int, _: *mut libc::siginfo_t, context: *mut c_void) {
+extern "C" fn hung(_: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    // Of the timer: the time of a handler that is starting is over.
+    // SAFETY: the kernel gives a valid siginfo.
+    let is_start_over = unsafe { (*info).si_code } == libc::SI_TIMER;
     // SAFETY: gettid has no preconditions.
     let is_meant = HUNG.0.load(Ordering::Acquire) == unsafe { libc::gettid() };
     // Between the watchdog's look and this signal the handler may have returned. Or a handler has raised it.
-    if !start::is_over() && (!is_meant || place().1 != HUNG.1.load(Ordering::Acquire)) {
+    if !is_start_over && (!is_meant || place().1 != HUNG.1.load(Ordering::Acquire)) {
         return;
     }
     // SAFETY: the kernel gives a valid context.
