@@ -222,7 +222,7 @@ fn serve(start: Start, loaded: Loaded) -> io::Result<()> {
         logins: Logins::new(commands)?,
         probes: RefCell::default(),
     });
-    let arrivals = memory::guard(Arrivals::new())?;
+    let arrivals: &mut Arrivals = memory::guard_zeroed()?;
     let known_arrivals = NonNull::from(&mut *arrivals);
     let (records, topics) = conns.core.borrow().table.raw();
     place::set_foreign_host(threads);

@@ -85,6 +85,9 @@ impl Drop for Pages {
 /// It must be so.
 pub unsafe trait Zeroed {}
 
+// SAFETY: numbers.
+unsafe impl<const N: usize> Zeroed for [u8; N] {}
+
 /// So many values between guards, each all zero at first.
 pub struct Slots<T> {
     pages: Pages,
@@ -110,6 +113,12 @@ impl<T: Zeroed> Slots<T> {
         // SAFETY: within the mapping, whose zeros are valid; &mut self makes this the only reference.
         (slot as usize).lt(&count).then(|| unsafe { first.add(slot as usize).as_mut() })
     }
+}
+
+/// A value of zeros between guards, for the life of the process; without cost until it is used.
+pub fn guard_zeroed<T: Zeroed>() -> io::Result<&'static mut T> {
+    let slots: &'static mut Slots<T> = Box::leak(Box::new(Slots::map(1)?));
+    slots.get_mut(0).ok_or_else(|| io::ErrorKind::InvalidInput.into())
 }
 
 /// Moves a value between guards, for the life of the process.

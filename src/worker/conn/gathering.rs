@@ -6,7 +6,7 @@ use std::io;
 use std::time::Duration;
 
 use crate::clock;
-use crate::worker::base::memory;
+use crate::worker::base::memory::Slots;
 use crate::worker::conn::connections::Conns;
 use crate::worker::conn::record::flags;
 
@@ -24,21 +24,21 @@ pub struct Gathered {
     /// In the order in which they were made; no more than [`CONNECTIONS`].
     ids: Vec<u64>,
     /// Copies of their replies outside of the heap, so that a heap that a handler has damaged loses none of them.
-    replies: &'static mut [[u8; MOST]],
+    replies: Slots<[u8; MOST]>,
     /// There is more to read in this turn.
     is_on: bool,
 }
 
 impl Gathered {
-    /// With room for `most` connections, for the life of the process.
+    /// With room for `most` connections.
     pub fn map(most: u32) -> io::Result<Self> {
-        let replies = memory::guard_all((0..CONNECTIONS.min(most as usize)).map(|_| [0; MOST]))?;
+        let replies = Slots::map(CONNECTIONS.min(most as usize))?;
         Ok(Gathered { ids: Vec::with_capacity(CONNECTIONS), replies, is_on: false })
     }
 
     /// Copies the next reply to where it stays until it is written.
     fn keep(&mut self, reply: &[u8]) -> Option<&[u8]> {
-        let room = self.replies.get_mut(self.ids.len())?.get_mut(..reply.len())?;
+        let room = self.replies.get_mut(self.ids.len() as u32)?.get_mut(..reply.len())?;
         room.copy_from_slice(reply);
         Some(room)
     }

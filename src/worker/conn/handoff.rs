@@ -13,6 +13,7 @@ use ::ws_handler::raw::WS_STATE_MAX;
 
 use crate::fleet::sockets::datagram::{self, MAX_FDS};
 use crate::fleet::sockets::inbox::{FORMAT, MAX_BYTES, Parcel};
+use crate::worker::base::memory::Zeroed;
 use crate::worker::conn::extents::RawExtents;
 use crate::worker::conn::record::{NOTHING, Record, flags};
 
@@ -178,11 +179,10 @@ pub struct Arrivals {
     waiting: Range<usize>,
 }
 
-impl Arrivals {
-    pub fn new() -> Self {
-        Arrivals { bytes: [0; MAX_BYTES], entries: 0..0, fds: [-1; MAX_FDS], waiting: 0..0 }
-    }
+// SAFETY: numbers.
+unsafe impl Zeroed for Arrivals {}
 
+impl Arrivals {
     /// Receives the next datagram, after all of the last one were taken; returns the number of its descriptors, and the
     /// process that has sent it. `WouldBlock` when there is none. Allocates nothing: on a damaged heap that would be a
     /// crash, with all of them in nobody's hands.
@@ -260,6 +260,7 @@ fn next_entry<'a>(bytes: &mut &'a [u8]) -> Option<Entry<'a>> {
 #[cfg(test)]
 mod tests {
     use crate::fleet::sockets::inbox::next_fds;
+    use crate::worker::base::memory::guard_zeroed;
     use crate::worker::conn::record::{Records, Strings};
     use std::os::fd::{AsFd, AsRawFd};
 
@@ -296,12 +297,12 @@ mod tests {
             assert!(shipment.add(&*read, Purpose::Handshake, &beside));
             shipment.send(inbox.tx.as_raw_fd()).unwrap();
         }
-        let mut arrivals = Arrivals::new();
+        let arrivals: &mut Arrivals = guard_zeroed().unwrap();
         assert_eq!(next_fds(inbox.rx.as_fd()).unwrap(), 3);
         assert_eq!(arrivals.receive(inbox.rx.as_fd()).unwrap().0, 3);
         let purposes =
             |arrivals: &Arrivals| arrivals.iter().map(|(_, entry)| entry.purpose).collect::<Vec<_>>();
-        assert_eq!(purposes(&arrivals), [Purpose::Resume, Purpose::Linger, Purpose::Handshake]);
+        assert_eq!(purposes(arrivals), [Purpose::Resume, Purpose::Linger, Purpose::Handshake]);
         let copy = records.get_mut(1).unwrap();
         let imported = arrivals.take_first(|_, entry| {
             let entry = entry.unwrap();
@@ -310,7 +311,7 @@ mod tests {
         });
         assert_eq!(imported, Some((true, b"news".to_vec(), 17, b"\x81\x01a".to_vec())));
         assert_eq!((copy.strings(), copy.terminated_state()), (strings, Some(&b"17\0"[..])));
-        assert_eq!(purposes(&arrivals), [Purpose::Linger, Purpose::Handshake]);
+        assert_eq!(purposes(arrivals), [Purpose::Linger, Purpose::Handshake]);
 
         // The others are sent on as they came.
         for (fd, entry) in arrivals.iter() {
@@ -321,7 +322,7 @@ mod tests {
         unsafe { shipment.send(inbox.tx.as_raw_fd()).unwrap() };
         assert_eq!(next_fds(inbox.rx.as_fd()).unwrap(), 2);
         assert_eq!(arrivals.receive(inbox.rx.as_fd()).unwrap().0, 2);
-        assert_eq!(purposes(&arrivals), [Purpose::Linger, Purpose::Handshake]);
+        assert_eq!(purposes(arrivals), [Purpose::Linger, Purpose::Handshake]);
         arrivals.take_first(|_, _| ()).unwrap();
         let read = arrivals.take_first(|_, entry| entry.unwrap().parts[2].to_vec());
         assert_eq!(read, Some(b"GET".to_vec()));
@@ -343,7 +344,7 @@ mod tests {
             assert!(shipment.add(record, Purpose::Linger, &beside));
             shipment.send(inbox.tx.as_raw_fd()).unwrap();
         }
-        let mut arrivals = Arrivals::new();
+        let arrivals: &mut Arrivals = guard_zeroed().unwrap();
         arrivals.receive(inbox.rx.as_fd()).unwrap();
         let crashed = std::panic::AssertUnwindSafe(|| arrivals.take_first(|_, _| panic!("a crash")));
         assert!(std::panic::catch_unwind(crashed).is_err());
