@@ -16,13 +16,15 @@ use nix::unistd::{Pid, getpid};
 use super::message::{Answer, Answers, Offer, Request};
 use super::program::{NAME, Question};
 use crate::clock;
-use crate::fleet::process::proc::is_under_valgrind;
+use crate::fleet::process::proc::{is_runnable, is_under_valgrind, processor_time};
 use crate::time::Instant;
 
 /// The time that a plugin has to load, and to start.
 pub const LIMIT: Duration = Duration::from_secs(5);
-/// The same under valgrind.
+/// The same under valgrind, and on a machine whose processors are busy with other things.
 const SLOW_LIMIT: Duration = Duration::from_secs(60);
+/// How long one that waits for a processor has more.
+const MORE: Duration = Duration::from_millis(100);
 /// The time from SIGKILL until a probe is given up: it hangs in the kernel, such as in a file system that does not
 /// answer.
 const GIVE_UP: Duration = Duration::from_secs(2);
@@ -114,6 +116,7 @@ struct Probe {
     log_left_out: usize,
     /// There is nothing more to be learnt: it was killed, and has until the deadline to be reaped.
     is_killed: bool,
+    begun: Instant,
     /// Of loading and starting, or of being reaped.
     deadline: Instant,
 }
@@ -154,6 +157,7 @@ impl Probe {
             log_bytes: Vec::new(),
             log_left_out: 0,
             is_killed: false,
+            begun: now,
             deadline: now + limit(),
         })
     }
@@ -187,6 +191,8 @@ impl Probe {
         }
         if self.read_answer() {
             self.kill(now);
+        } else if self.deadline <= now && self.is_starved(now) {
+            self.deadline = now + MORE;
         } else if self.deadline <= now {
             let (limit, stage) = (limit().as_secs(), self.stage());
             self.report.fault = Some(format!("did not return within {limit} s {stage}"));
@@ -213,6 +219,14 @@ impl Probe {
     fn kill(&mut self, now: Instant) {
         let _ = killpg(self.group, Signal::SIGKILL);
         (self.is_killed, self.deadline) = (true, now + GIVE_UP);
+    }
+
+    /// Whether it is not the plugin that takes so long: it got less than its time of the processors.
+    fn is_starved(&self, now: Instant) -> bool {
+        let pid = self.group.as_raw();
+        now < self.begun + SLOW_LIMIT
+            && is_runnable(pid)
+            && processor_time(pid).is_some_and(|used| used < limit())
     }
 
     /// What the plugin is doing.

@@ -31,6 +31,12 @@ pub fn processor_time(pid: i32) -> Option<Duration> {
     Some(Duration::from_millis(ticks.saturating_mul(1000) / u64::try_from(per_second).ok()?.max(1)))
 }
 
+/// Whether the main thread of a process runs, or waits for nothing but a processor: state R of proc_pid_stat(5).
+pub fn is_runnable(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('R'))
+}
+
 /// How many descriptors a process has open.
 pub fn descriptors(pid: i32) -> Option<u64> {
     let dir = format!("/proc/{pid}/fd");
