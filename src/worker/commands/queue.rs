@@ -383,7 +383,7 @@ mod tests {
                 .unwrap();
             let mut taken = 0;
             while taken < COMMANDS {
-                let rings = poll.wait(&mut [EpollEvent::empty()], EpollTimeout::from(5000_u16)).unwrap();
+                let rings = poll.wait(&mut [EpollEvent::empty()], EpollTimeout::from(60_000_u16)).unwrap();
                 assert_eq!(rings, 1, "{} commands wait", COMMANDS - taken);
                 taken += commands.take().len() as u64;
             }
