@@ -121,40 +121,47 @@ fn one_credential_is_required_for_everything_not_exempt() {
 
 #[test]
 fn passwords_are_compared_off_the_event_loop() {
-    let users = user("ann", "secret", 9) + &user("bob", "quick", 4) + &user("eve", "slow", 9);
-    let text = "workers = 1\n[handler.'/echo']\nhtpasswd = 'DIR/users'\n";
+    // A busy machine may make the other connection wait as well.
+    const ATTEMPTS: usize = 20;
+    let slow = user("", "secret", 9);
+    let users: String = (0..ATTEMPTS).map(|attempt| format!("ann{attempt}{slow}")).collect();
+    let users = users + &user("bob", "quick", 4) + &user("eve", "slow", 9);
+    let text = "workers = 1\nhandshake_timeout = '1h'\n[handler.'/echo']\nhtpasswd = 'DIR/users'\n";
     let (mut server, _dir) = serve(&["echo", "open/echo"], &users, text);
     let (mut other, _) = opened(&server, "/open/echo", "");
     // A frame may follow immediately.
-    let request = |credentials| {
+    let request = |credentials: &str| {
         let head = format!("GET /echo HTTP/1.1\r\nHost: a\r\n{UPGRADE}{}\r\n", basic(credentials));
         [head.as_bytes(), &client::frame(client::TEXT, b"early")].concat()
     };
-    let begun = Instant::now();
-    let mut waiting: Vec<Raw> = (0..6).map(|_| Raw::connect(&server.address())).collect();
-    waiting.iter_mut().for_each(|raw| raw.send(&request("ann:secret")));
-    let (mut longest, mut rounds) = (Duration::ZERO, 0);
-    while begun.elapsed() < Duration::from_millis(300) {
-        let asked = Instant::now();
-        assert_eq!(other.ask("still"), "still");
-        longest = longest.max(asked.elapsed());
-        rounds += 1;
-    }
-    for raw in &mut waiting {
-        assert!(raw.head().starts_with("HTTP/1.1 101 "));
-        assert_eq!(raw.next_text(), "early");
-    }
-    let all = begun.elapsed();
-    println!("6 comparisons took {all:?}; another connection waited {longest:?} at most, in {rounds} rounds");
-    assert!(longest < all / 2, "{longest:?} of {all:?}");
-    assert_eq!(refused(&server, "/echo", &basic("ann:wrong")).status, 401);
+    let mut waits_less = |attempt: usize| {
+        let begun = Instant::now();
+        let mut waiting: Vec<Raw> = (0..6).map(|_| Raw::connect(&server.address())).collect();
+        waiting.iter_mut().for_each(|raw| raw.send(&request(&format!("ann{attempt}:secret"))));
+        let (mut longest, mut rounds) = (Duration::ZERO, 0);
+        while begun.elapsed() < Duration::from_millis(300) {
+            let asked = Instant::now();
+            assert_eq!(other.ask("still"), "still");
+            longest = longest.max(asked.elapsed());
+            rounds += 1;
+        }
+        for raw in &mut waiting {
+            assert!(raw.head().starts_with("HTTP/1.1 101 "));
+            assert_eq!(raw.next_text(), "early");
+        }
+        let all = begun.elapsed();
+        println!("6 comparisons: {all:?}; another connection waited {longest:?} at most, in {rounds} rounds");
+        longest < all / 2
+    };
+    assert!((0..ATTEMPTS).any(&mut waits_less), "others wait");
+    assert_eq!(refused(&server, "/echo", &basic("ann0:wrong")).status, 401);
     assert_eq!(refused(&server, "/echo", &basic("nobody:quick")).status, 401);
     opened(&server, "/echo", &basic("bob:quick"));
     // Clients that disconnect during the comparison leave nothing behind.
     for _ in 0..3 {
         Raw::connect(&server.address()).send(&request("eve:slow"));
     }
-    drop((waiting, other));
+    drop(other);
     opened(&server, "/echo", &basic("bob:quick"));
     server.stop();
 }
@@ -259,9 +266,8 @@ fn failed_logins_of_an_address_are_counted_over_all_workers() {
         if answer.status == 429 {
             assert_eq!(answer.header("Retry-After"), Some("60"));
         }
-        answer.status == 429
+        answer.status == 429 && get(&server, "/console.html", &right).status == 429 // the right password
     });
-    assert_eq!(get(&server, "/console.html", &right).status, 429, "also with the right password");
     server.says("too many failed logins from its address in this minute");
     drop(dir);
     server.stop();
@@ -315,7 +321,7 @@ fn a_reload_reads_the_users_again() {
 #[test]
 fn a_request_that_waits_survives_its_worker() {
     let users = user("ann", "secret", 9);
-    let text = "workers = 1\n[handler.'/echo']\nhtpasswd = 'DIR/users'\n";
+    let text = "workers = 1\nhandshake_timeout = '1h'\n[handler.'/echo']\nhtpasswd = 'DIR/users'\n";
     let (mut server, _dir) = serve(&["echo", "crash"], &users, text);
     let mut waiting: Vec<Raw> = (0..4).map(|_| Raw::connect(&server.address())).collect();
     for raw in &mut waiting {
@@ -384,7 +390,16 @@ fn the_user_moves_with_the_connection() {
         let list: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         list["connections"].as_array().unwrap().iter().find(|conn| conn["phase"] == "open").cloned()
     };
-    let before = connections().unwrap();
+    // A worker that gets no processor for two seconds lists nothing.
+    let listed = || {
+        let mut found = None;
+        until("it is listed", || {
+            found = connections();
+            found.is_some()
+        });
+        found.unwrap()
+    };
+    let before = listed();
     assert_eq!(
         (&before["user"], &before["resource"]),
         (&"ann@id.example".into(), &"/everything?a=1&b".into())
@@ -394,13 +409,14 @@ fn the_user_moves_with_the_connection() {
     server.signal(Signal::SIGHUP);
     server.says("reload: done");
     until("it has moved", || connections().is_some_and(|now| now["id"] != before["id"]));
-    assert_eq!(connections().unwrap()["user"], "ann@id.example");
+    assert_eq!(listed()["user"], "ann@id.example");
     assert_eq!(raw.ask("remote_user"), "remote_user: \"ann@id.example\"");
     drop(raw);
     let access = || read_to_string(dir.path().join("access")).unwrap();
-    until("its end is logged", || access().contains("event=close"));
+    const EVENTS: [&str; 5] = ["open", "moved", "resumed", "close", "http"];
+    until("all is logged", || EVENTS.iter().all(|event| access().contains(&format!("event={event} "))));
     let log = access();
-    for event in ["open", "moved", "resumed", "close", "http"] {
+    for event in EVENTS {
         let line = log.lines().find(|line| line.contains(&format!("event={event} "))).unwrap();
         assert!(line.contains(" user=ann@id.example "), "{line}");
     }

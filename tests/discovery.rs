@@ -6,7 +6,7 @@ mod daemon;
 
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use daemon::{Dir, ECHO, Server};
 use nix::sys::signal::Signal;
@@ -199,7 +199,7 @@ fn a_constructor_that_hangs() {
     let begun = Instant::now();
     let error = fault(&constructor("for (;;) pause();"));
     assert_eq!(error, "did not return within 5 s while loading (constructors, ws_handler_entry_v1)");
-    assert!(begun.elapsed() >= LIMIT && begun.elapsed() < LIMIT + Duration::from_secs(5));
+    assert!(begun.elapsed() >= LIMIT);
 }
 
 #[test]
@@ -301,11 +301,16 @@ fn what_a_handler_writes_to_standard_error_is_kept_up_to_a_bound() {
 #[test]
 fn many_are_probed_in_parallel() {
     let dir = Dir::new();
-    let slow = dir.handler("slow", &constructor("sleep(1);"));
-    let begun = Instant::now();
-    let reports = reports((0..8).map(|_| request(&slow, false)));
-    assert!(reports.iter().all(|report| report.fault.is_none()));
-    assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+    let (number, all) = (8, dir.path().join("all"));
+    // Each one waits for all others.
+    let code = format!(
+        "int fd = open(\"{}\", O_CREAT | O_APPEND | O_WRONLY, 0600); if (write(fd, \".\", 1) < 0) abort(); \
+         while (lseek(fd, 0, SEEK_END) < {number}) usleep(1000);",
+        all.display()
+    );
+    let slow = dir.handler("slow", &constructor(&code));
+    let reports = reports((0..number).map(|_| request(&slow, false)));
+    assert!(reports.iter().all(|report| report.fault.is_none()), "{reports:?}");
 }
 
 #[test]
@@ -319,13 +324,17 @@ fn a_process_that_a_constructor_leaves_behind_does_not_delay_the_answer() {
             pid.display()
         );
         let path = dir.handler("forks", &constructor(&code));
-        let begun = Instant::now();
-        let error = probe(&path).map(|_| ()).map_err(|error| error.to_string());
-        assert!(begun.elapsed() < LIMIT);
-        assert_eq!(error.as_ref().err().map(|error| &error[..20]), expected);
-        let left: i32 = std::fs::read_to_string(&pid).unwrap().parse().unwrap();
-        daemon::until("what it left behind is gone", || !daemon::is_alive(left));
-        std::fs::remove_file(pid).unwrap();
+        let is_quick = |_| {
+            let begun = Instant::now();
+            let error = probe(&path).map(|_| ()).map_err(|error| error.to_string());
+            let time = begun.elapsed();
+            assert_eq!(error.as_ref().err().map(|error| &error[..20]), expected);
+            let left: i32 = std::fs::read_to_string(&pid).unwrap().parse().unwrap();
+            daemon::until("what it left behind is gone", || !daemon::is_alive(left));
+            std::fs::remove_file(&pid).unwrap();
+            time < LIMIT
+        };
+        assert!((0..5).any(is_quick), "it is waited for");
     }
 }
 
@@ -399,11 +408,9 @@ fn a_discovery_can_be_interrupted_and_leaves_nothing_behind() {
     for name in ["a", "b", "c"] {
         dir.handler(name, &constructor(&format!("{code} for (;;) pause();")));
     }
-    let begun = Instant::now();
     let are_few = || std::fs::read_to_string(&pids).unwrap_or_default().lines().count() < 3;
     let found = discover_by((PROGRAM.as_ref(), None), &config(&dir), &Routes::default(), &are_few);
     assert_eq!(found.err().as_deref(), Some("interrupted"));
-    assert!(begun.elapsed() < LIMIT, "they hang, and nobody waits for them");
     for pid in std::fs::read_to_string(&pids).unwrap().lines() {
         let status = waitpid(Pid::from_raw(pid.parse().unwrap()), None).unwrap();
         assert!(matches!(status, WaitStatus::Signaled(_, Signal::SIGKILL, _)), "{status:?}");

@@ -224,8 +224,13 @@ fn streams_are_limited_and_logged_like_connections() {
 
 #[test]
 fn handshakes_and_idle_connections_of_an_address_are_limited() {
-    let options =
-        ["gateways=1", "max_connections_per_address=2", "trust_proxy=127.0.0.1", "proxy_protocol=true"];
+    let options = [
+        "gateways=1",
+        "handshake_timeout=1h",
+        "max_connections_per_address=2",
+        "trust_proxy=127.0.0.1",
+        "proxy_protocol=true",
+    ];
     let options: Vec<&str> = options.iter().flat_map(|option| ["-o", option]).collect();
     let setup = Setup::new(&options);
     let port = port(&setup.server);
@@ -271,7 +276,7 @@ fn a_stream_for_which_the_gateway_has_no_room_is_refused() {
     command.args(options(&dir, &["-o", "gateways=1"])).stdin(Stdio::null());
     let server = Server::launch(command, log).when_ready();
     let mut h2 = H2::open(&Client::of(&authority).alpn("h2"), port(&server));
-    let mut streams = Vec::new();
+    let (mut streams, begun) = (Vec::new(), std::time::Instant::now());
     loop {
         let stream = h2.begin(&connect("/echo"), 0);
         match h2.next(stream).unwrap().status() {
@@ -286,7 +291,8 @@ fn a_stream_for_which_the_gateway_has_no_room_is_refused() {
         assert_ne!(h2.next(stream).unwrap().status(), 200);
     }
     server.says("a connection was refused: the gateway has no room for a stream; raise RLIMIT_NOFILE");
-    assert!(server.log().matches("no room for a stream").count() < 10, "{}", server.log());
+    let most = 10 + begun.elapsed().as_secs() as usize;
+    assert!(server.log().matches("no room for a stream").count() < most, "{}", server.log());
     echo(&mut Client::of(&authority).open(port(&server), "/echo").unwrap(), 10);
     streams.iter().for_each(|stream| h2.echo(*stream, "still there"));
     h2.send(&frame(DATA, END_STREAM, streams[0], &ws(8, &[3, 0xe8])));
@@ -312,16 +318,16 @@ fn without_descriptors_a_gateway_refuses_and_the_client_can_read_that() {
     let refused = h2.begin(&connect("/echo"), 0);
     assert_eq!(h2.next(refused).unwrap().status(), 503);
     setup.server.says("a connection was refused: cannot create a socket pair");
-    let mut tls = Client::of(&setup.authority).connect(port(&setup.server)).unwrap();
-    let mut response = String::new();
-    tls.read_to_string(&mut response).unwrap();
-    assert!(response.starts_with("HTTP/1.1 503 "), "{response}");
-    // What the client still sends does not reset the connection.
-    tls.sock.write_all(b"late").unwrap();
-    assert_eq!(tls.sock.read(&mut [0]).unwrap(), 0, "FIN");
-    std::thread::sleep(Duration::from_millis(100));
-    assert!(tls.sock.take_error().unwrap().is_none());
-    tls.sock.write_all(b"later").unwrap();
+    // What the client still sends, which it may for two seconds, does not reset the connection.
+    until("it is not reset", || {
+        let mut tls = Client::of(&setup.authority).connect(port(&setup.server)).unwrap();
+        let mut response = String::new();
+        tls.read_to_string(&mut response).unwrap();
+        assert!(response.starts_with("HTTP/1.1 503 "), "{response}");
+        let is_over = tls.sock.write_all(b"late").is_ok() && matches!(tls.sock.read(&mut [0]), Ok(0));
+        std::thread::sleep(Duration::from_millis(100));
+        is_over && tls.sock.take_error().unwrap().is_none() && tls.sock.write_all(b"later").is_ok()
+    });
     h2.echo(stream, "still there");
     limit(1000);
     let stream = h2.websocket("/echo");
@@ -389,7 +395,7 @@ fn an_upgrade_keeps_all_streams() {
         assert_eq!(before.data(stream, 4), [0x88, 2, 3, 0xe8]);
         before.send(&frame(DATA, END_STREAM, stream, &[]));
     }
-    assert!(before.is_going_away);
+    assert!(before.is_going_away || before.goaway() == Some(NO_ERROR));
     assert_eq!(server.wait().code(), Some(0));
     after.echo(stream, "when the old one has ended");
 }

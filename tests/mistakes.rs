@@ -14,7 +14,7 @@ const TRANSCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/mistakes.tx
 /// A user without rights.
 const NOBODY: u32 = 65_534;
 /// Time limit: an undetected mistake starts a server.
-const TIMEOUT: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// One mistake: files and command line.
 #[derive(Default)]

@@ -45,7 +45,8 @@ fn serve(args: &[&str]) -> (Server, Dir) {
     }
     let one = ["--workers", "1"];
     let workers = if args.contains(&"--workers") { &[][..] } else { &one[..] };
-    let server = Server::start(&dir, &[workers, &["-o", "quarantine_deaths=0"], args].concat());
+    let patient = ["-o", "quarantine_deaths=0", "-o", "handshake_timeout=1h"];
+    let server = Server::start(&dir, &[workers, &patient, args].concat());
     (server, dir)
 }
 

@@ -6,8 +6,10 @@ mod client;
 #[path = "common/server.rs"]
 mod daemon;
 
+use std::io::{Cursor, Write};
+
 use client::{Answer, Raw, UPGRADE};
-use daemon::{Dir, ECHO, Server};
+use daemon::{Dir, ECHO, Server, until};
 
 /// Rejects with the status that the query names; adds headers of its own.
 const REJECT: &str = r#"
@@ -51,13 +53,25 @@ fn serve(args: &[&str]) -> (Server, Dir) {
 /// Every error response has content for other methods, and the same fields without content for HEAD.
 #[test]
 fn head_gets_no_content() {
-    let args = [
-        ["-o", "allow_host=localhost"],
-        ["-o", "allow_origin=https://example.com"],
-        ["-o", "handshake_timeout=200ms"],
-        ["-o", "max_head=2K"],
-    ];
+    let args =
+        [["-o", "allow_host=localhost"], ["-o", "allow_origin=https://example.com"], ["-o", "max_head=2K"]];
     let (mut server, _dir) = serve(&args.concat());
+    let (mut hasty, _dir) = serve(&[&args.concat()[..], &["-o", "handshake_timeout=200ms"]].concat());
+    // A client that gets no processor for so long has sent nothing, and gets no answer.
+    let too_slow = |request: &str| {
+        let mut answer = Vec::new();
+        until("the beginning of a request comes in time", || {
+            let mut raw = Raw::connect(&hasty.address());
+            let _ = raw.stream.write_all(request.as_bytes());
+            answer = raw.rest();
+            !answer.is_empty()
+        });
+        Raw::over(Cursor::new(answer)).answer()
+    };
+    let ask = |status: u16, request: &str| match status {
+        408 => too_slow(request),
+        _ => ask(&server.address(), request),
+    };
     let long = "x".repeat(2100);
     let handshake = |line: &str| format!("{line} HTTP/1.1\r\nHost: localhost\r\n{UPGRADE}");
     for (status, request) in [
@@ -74,8 +88,8 @@ fn head_gets_no_content() {
     ] {
         // Both the handshake and the site require GET.
         let other = if status == 405 { "PUT" } else { "GET" };
-        let full = ask(&server.address(), &request.replace("METHOD", other));
-        let head = ask(&server.address(), &request.replace("METHOD", "HEAD"));
+        let full = ask(status, &request.replace("METHOD", other));
+        let head = ask(status, &request.replace("METHOD", "HEAD"));
         // An upgrade with HEAD is an error.
         assert_eq!((full.status, head.status), (status, status), "{request}");
         assert_eq!(head.body, b"", "{request}");
@@ -86,6 +100,7 @@ fn head_gets_no_content() {
         assert!(head.header("Connection").is_some_and(|value| value.ends_with("close")), "{}", head.head);
     }
     server.stop();
+    hasty.stop();
 }
 
 /// A connection over a limit is answered before its request is read, which may be HEAD.

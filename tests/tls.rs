@@ -217,7 +217,7 @@ fn connections_end_like_plain_ones() {
 #[test]
 fn a_thousand_stalled_handshakes_do_not_delay_others() {
     let (dir, authority) = set_up();
-    let server = start(&dir, &[]);
+    let server = start(&dir, &["-o", "handshake_timeout=1h"]);
     let port = port(&server);
     let stalled: Vec<TcpStream> = (0..1000)
         .map(|number| {
@@ -227,10 +227,12 @@ fn a_thousand_stalled_handshakes_do_not_delay_others() {
             socket
         })
         .collect();
-    let begun = std::time::Instant::now();
     echo(&mut Client::of(&authority).open(port, "/echo").unwrap(), 10);
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
-    drop(stalled);
+    let is_stalled = |mut socket: &TcpStream| {
+        socket.set_nonblocking(true).unwrap();
+        socket.read(&mut [0]).is_err_and(|error| is_later(&error))
+    };
+    assert!(stalled.iter().all(is_stalled), "nobody had to leave for it");
 }
 
 /// A configuration file with this text, in which `DIR` is the directory.
@@ -411,8 +413,15 @@ fn a_gateway_that_does_not_respond_is_killed_and_replaced() {
         server.says(&format!("{name}[{pid}] has not responded for "));
         until("there is another", || processes(&server, name).iter().any(|other| other != pid));
     }
-    echo(&mut Client::of(&authority).open(port(&server), "/echo").unwrap(), 20);
-    assert_eq!(server.log().matches("has not responded").count(), 2, "{}", server.log());
+    // Others that get no processor for a second are killed, too.
+    until("it is served", || {
+        let Ok(mut socket) = Client::of(&authority).open(port(&server), "/echo") else { return false };
+        socket.send(Message::text("x")).is_ok() && socket.read().is_ok_and(|answer| answer.is_text())
+    });
+    for (pid, name) in stopped.iter().zip(["gateway", "metrics"]) {
+        let line = format!("{name}[{pid}] has not responded");
+        assert_eq!(server.log().matches(&line).count(), 1, "{}", server.log());
+    }
     server.stop();
 }
 
@@ -602,9 +611,9 @@ fn metrics(server: &Server) -> String {
 #[test]
 fn handshakes_have_a_deadline_and_metrics_have_counts_and_expiry() {
     let (dir, authority) = set_up();
-    let expiry = std::time::SystemTime::now() + Duration::from_secs(5 * 24 * 3600 + 60);
+    let expiry = std::time::SystemTime::now() + Duration::from_secs(5 * 24 * 3600 + 3600);
     authority.issue_with("cert", &["localhost"], |params| params.not_after = expiry.into());
-    let server = start(&dir, &["--metrics", "127.0.0.1:0", "-o", "handshake_timeout=5s"]);
+    let server = start(&dir, &["--metrics", "127.0.0.1:0", "-o", "handshake_timeout=8s"]);
     server.says("cert.pem expires in 5 days; renew it");
     let client = Client::of(&authority);
     for _ in 0..2 {

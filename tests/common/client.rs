@@ -271,10 +271,11 @@ impl<S: Read + Write> Raw<S> {
         Some(Frame { first, payload })
     }
 
-    /// The next frame, which must be a whole text.
+    /// The next frame but Pings, which come after half a minute, must be a whole text.
     #[track_caller]
     pub fn next_text(&mut self) -> String {
-        let frame = self.next().expect("a text, not the end");
+        let mut frames = std::iter::from_fn(|| self.next()).filter(|frame| frame.first != PING);
+        let frame = frames.next().expect("a text, not the end");
         assert_eq!(frame.first, TEXT, "{frame:?}");
         String::from_utf8(frame.payload).unwrap()
     }

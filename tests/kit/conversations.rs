@@ -34,8 +34,13 @@ const PARLEY: &str = r#"
 
 /// Runs `wshd test` with this script on the handler in `parley_wsh.so`.
 fn tested(dir: &Dir, script: &str) -> Output {
+    tested_within("25s", dir, script)
+}
+
+/// The same with a limit for each step.
+fn tested_within(limit: &str, dir: &Dir, script: &str) -> Output {
     std::fs::write(dir.path().join("x.test"), script).unwrap();
-    let args = ["test", "--timeout", "2s", "parley_wsh.so", "x.test"];
+    let args = ["test", "--timeout", limit, "parley_wsh.so", "x.test"];
     output_of(wshd().args(args).current_dir(dir.path())).unwrap()
 }
 
@@ -119,7 +124,7 @@ fn test_controls_the_host() {
     std::fs::write(dir.path().join("x.test"), BUSY_SCRIPT).unwrap();
     for more in [&[][..], &["--no-fork"]] {
         let mut test = wshd();
-        test.args(["test", "busy_wsh.so", "x.test"]).args(more).current_dir(dir.path());
+        test.args(["test", "--timeout", "25s", "busy_wsh.so", "x.test"]).args(more).current_dir(dir.path());
         let output = output_of(&mut test).unwrap();
         let said = String::from_utf8_lossy(&output.stdout);
         assert_eq!(output.status.code(), Some(0), "{more:?}\n{said}");
@@ -147,7 +152,8 @@ fn test_uses_the_configuration_of_a_server() {
     std::fs::write(dir.path().join("wshd.conf"), config).unwrap();
     let script = ">! open /parley\n<! status 404\n>! open /a/b\n< good morning\n= at 1m 30s\n>! large 2K binary\n<! close 1009\n";
     std::fs::write(dir.path().join("x.test"), script).unwrap();
-    let args = ["test", "-f", "wshd.conf", "--resource", "/a/b", "parley_wsh.so", "x.test"];
+    let args =
+        ["test", "--timeout", "25s", "-f", "wshd.conf", "--resource", "/a/b", "parley_wsh.so", "x.test"];
     let output = output_of(wshd().args(args).current_dir(dir.path())).unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stdout));
     let mut test = wshd();
@@ -263,7 +269,8 @@ fn test_shows_expected_and_got() {
         ("<! header X-Room: 8", 1, "x-room: 8", "x-room: 7"),
         ("< welcome\n> abort\n<! close 1000\n", 3, "close 1000 \"\"", "the end of the connection"),
     ] {
-        let output = tested(&dir, script);
+        let limit = if got == "nothing within 2s" { "2s" } else { "25s" };
+        let output = tested_within(limit, &dir, script);
         let said = String::from_utf8_lossy(&output.stdout);
         assert_eq!(output.status.code(), Some(6), "{said}");
         let told = format!("x.test:{line}: failed\n    expected  {expected}\n    got       {got}");
@@ -285,7 +292,7 @@ fn a_step_does_not_wait_longer_because_of_pings() {
         WS_HANDLER(.name = "parley", .on_open = on_open, .on_message = on_message);
     "#;
     dir.handler("parley", source);
-    let output = tested(&dir, "> hello\n<! nothing 1s\n< never\n");
+    let output = tested_within("2s", &dir, "> hello\n<! nothing 1s\n< never\n");
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(said.contains("x.test:3: failed") && said.contains("got       nothing within 2s"), "{said}");
 }
@@ -297,7 +304,10 @@ fn a_frame_may_have_the_size_of_the_largest_message() {
     std::fs::write(dir.path().join("x.test"), "< welcome\n>! large 20M\n<! large 20M\n").unwrap();
     let options = ["-o", "max_message=32M", "-o", "max_frame=32M", "-o", "send_high=32M"];
     let mut test = wshd();
-    test.arg("test").args(options).args(["parley_wsh.so", "x.test"]).current_dir(dir.path());
+    test.args(["test", "--timeout", "25s"])
+        .args(options)
+        .args(["parley_wsh.so", "x.test"])
+        .current_dir(dir.path());
     let output = output_of(&mut test).unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stdout));
 }

@@ -27,7 +27,7 @@ fn display(begins: &str) -> String {
 fn talk(dir: &Dir, file: &str, script: &str) {
     std::fs::write(dir.path().join("chat.test"), script).unwrap();
     let mut test = wshd();
-    test.args(["test", file, "chat.test"]).current_dir(dir.path());
+    test.args(["test", "--timeout", "25s", file, "chat.test"]).current_dir(dir.path());
     test.env("CFLAGS", "-std=c99 -pedantic -Werror").env("CXXFLAGS", "-std=c++11 -pedantic -Werror");
     let output = output_of(&mut test).unwrap();
     assert!(output.status.success(), "{script}\n{}", String::from_utf8_lossy(&output.stdout));

@@ -346,15 +346,19 @@ fn bench_does_not_count_the_wait_for_a_missing_answer() {
     let dir = Dir::new();
     let once = ECHO.replace("ws_send(", "static int count;\nif (count++ < 3) ws_send(");
     dir.handler("once", &once);
-    let mut server = Server::start(&dir, &["--workers", "1"]);
-    let url = format!("ws://{}/once", server.address());
-    let args = ["bench", "--json", "-c", "1", "-t", "100ms", "--timeout", "1s", &url];
-    let output = output_of(wshd().args(args)).unwrap();
-    ends(&output, 0, "");
-    let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!((&result["answers"], &result["unanswered"]), (&3.into(), &1.into()), "{result}");
-    assert!(result["seconds"].as_f64().unwrap() < 0.5, "{result}");
-    server.stop();
+    let mut is_measured = |_| {
+        let mut server = Server::start(&dir, &["--workers", "1"]);
+        let url = format!("ws://{}/once", server.address());
+        let args = ["bench", "--json", "-c", "1", "-t", "100ms", "--timeout", "2s", &url];
+        let output = output_of(wshd().args(args)).unwrap();
+        ends(&output, 0, "");
+        let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        println!("{result}");
+        server.stop();
+        result["answers"] == 3 && result["unanswered"] == 1 && result["seconds"].as_f64().unwrap() < 1.0
+    };
+    // On a busy machine the answers may take long, too.
+    assert!((0..5).any(&mut is_measured), "3 answers, 1 is missing, and all in less than a second");
 }
 
 #[test]

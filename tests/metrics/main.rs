@@ -155,13 +155,10 @@ impl Report {
     }
 }
 
-/// Waits for a report that meets the condition, and returns it.
+/// Waits for a report that meets the condition, and returns the next one: a report is not of one moment, and what it
+/// begins with may be older than what the condition is about.
 #[track_caller]
 fn report_until(server: &Server, what: &str, mut is_so: impl FnMut(&Report) -> bool) -> Report {
-    let mut last = report(server);
-    until(what, || {
-        last = report(server);
-        is_so(&last)
-    });
-    last
+    until(what, || is_so(&report(server)));
+    report(server)
 }

@@ -75,6 +75,14 @@ impl Operated {
         self.server.ctl_refuses(&self.socket(), args)
     }
 
+    /// Closes connections: what the server says, unless a worker was silent because it got no processor for two
+    /// seconds; it closes them all the same.
+    #[track_caller]
+    fn closes(&self, filter: &[&str], said: &str) {
+        let answer = self.says(&[&["close"], filter].concat());
+        assert!(answer == said || answer.contains("; no answer within"), "{answer}");
+    }
+
     fn status(&self) -> Value {
         serde_json::from_str(&self.says(&["status", "--json"])).unwrap()
     }

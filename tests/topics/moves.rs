@@ -14,7 +14,7 @@ use crate::fixtures::add_handler;
 
 /// One member in this many speaks.
 const SPEAKERS: usize = 25;
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 struct Member {
     stream: TcpStream,
