@@ -50,6 +50,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("config", &["auth", "cgi::Cgi", "proto", "fleet::sockets::listener"]),
     ("exit.rs", &[]),
     ("log", &[]),
+    ("service/pid_file.rs", &["clock", "fleet::process::alone::is_alone"]), // its tests
     ("service", &["clock"]),
     (
         "control",
@@ -87,17 +88,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "settings::outside",
         ],
     ),
-    (
-        "handlers",
-        &[
-            "clock",
-            "fleet::process::proc::is_under_valgrind",
-            "fleet::routes",
-            "ffi",
-            "confine",
-            "service::open_null",
-        ],
-    ),
+    ("handlers", &["clock", "fleet::process::proc", "fleet::routes", "ffi", "confine", "service::open_null"]),
     ("confine", &[]),
     ("gateway", &["clock", "fleet", "proto", "http"]),
     ("bus", &["clock", "fleet", "proto::ws", "ctl::topics"]),
