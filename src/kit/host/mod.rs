@@ -5,6 +5,7 @@
 //! debuggers it runs on the main thread of this process, while another thread drives it.
 
 pub mod process;
+mod samples;
 pub mod settings;
 
 use std::collections::BTreeMap;
@@ -22,6 +23,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::getpid;
 
 use self::process::Process;
+use self::samples::Samples;
 use super::run::install;
 use crate::bus;
 use crate::clock;
@@ -57,8 +59,6 @@ const SLOTS: usize = 2;
 const MESSAGE: usize = 64 << 10;
 /// Interval at which a worker that does not answer is sampled.
 const SAMPLE: Duration = Duration::from_millis(20);
-/// Samples within callbacks of the event style from which they count as blocking.
-const BLOCKING_SAMPLES: u32 = 20;
 /// Maximum of a log that is shown, from its end; bytes.
 const MAX_LOG: usize = 64 << 10;
 /// The clock advances by this step, so that timers run in order.
@@ -131,8 +131,7 @@ pub struct Host {
     worker: Option<Worker>,
     /// A worker that runs in this process has ended.
     has_left: Arc<AtomicBool>,
-    /// The number of samples within a callback, and the last callback.
-    samples: (u32, u32),
+    samples: Samples,
 }
 
 impl Host {
@@ -172,7 +171,7 @@ impl Host {
             bus_process: None,
             worker: None,
             has_left: Arc::default(),
-            samples: (0, 0),
+            samples: Samples::default(),
         })
     }
 
@@ -331,9 +330,8 @@ impl Host {
 
     /// The callback that has blocked the event loop repeatedly, if any.
     pub fn blocking_callback(&self) -> Option<&'static str> {
-        let (samples, callback) = self.samples;
         let has_threads = self.routes.in_service().any(|(_, route)| route.blocking);
-        (samples >= BLOCKING_SAMPLES && !has_threads).then(|| callback_name(callback))
+        self.samples.blocking().filter(|_| !has_threads).map(callback_name)
     }
 
     /// Resident memory of the worker, in bytes, and the number of its descriptors; None if it runs in this process.
@@ -452,7 +450,8 @@ impl Host {
                     if let (Ok(0), Some((_, callback, _))) = (ready, call)
                         && !is_start(callback)
                     {
-                        self.samples = (self.samples.0 + 1, callback);
+                        let process = worker.process.as_ref();
+                        self.samples.add(callback, process.map(|process| process.pid().as_raw()));
                     }
                 }
                 Err(error) => return Err(format!("the worker: {error}")),
