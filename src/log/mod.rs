@@ -146,7 +146,9 @@ pub fn restore(former: Former) {
 
 fn put_in_force(logger: Logger) -> Option<Former> {
     log::set_max_level(logger.settings.level.filter());
-    LOGGER.write().unwrap_or_else(PoisonError::into_inner).replace(logger).map(Former)
+    let mut current = LOGGER.write().unwrap_or_else(PoisonError::into_inner);
+    current.iter().for_each(|former| logger.take_losses_of(former));
+    current.replace(logger).map(Former)
 }
 
 fn is_in_force(settings: &Settings) -> bool {
@@ -308,6 +310,15 @@ impl Logger {
             Some(AccessLog::Log) | None => None,
         };
         Ok(Self { settings: settings.clone(), log, access })
+    }
+
+    /// The next lines report what another log has lost and not reported.
+    fn take_losses_of(&self, other: &Logger) {
+        for kind in LogKind::ALL {
+            if let (Some(from), Some(to)) = (other.output(kind), self.output(kind)) {
+                to.lost.fetch_add(from.lost.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+            }
+        }
     }
 
     fn output(&self, kind: LogKind) -> Option<&Output> {
@@ -477,6 +488,22 @@ mod tests {
         assert_eq!(ends.next(), Some("next"));
         assert_eq!(ends.next(), Some(&*format!("{lost} lines were lost")));
         assert_eq!(ends.next(), Some(&*long));
+    }
+
+    #[test]
+    fn a_new_log_reports_what_the_former_has_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = |path: &str| {
+            let destination = Destination::File(dir.path().join(path));
+            Logger::open(&Settings { destination, ..Settings::default() }, Vec::new()).unwrap()
+        };
+        let (former, logger) = (open("/dev/full"), open("log"));
+        (0..2).for_each(|_| former.log.write(&loss("x")));
+        logger.take_losses_of(&former);
+        logger.log.write(&loss("next"));
+        let text = std::fs::read_to_string(dir.path().join("log")).unwrap();
+        assert!(text.contains("] 2 lines were lost\n") && text.ends_with("] next\n"), "{text}");
+        assert_eq!(former.log.lost.load(Ordering::Relaxed), 0);
     }
 
     #[test]
