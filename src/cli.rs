@@ -113,6 +113,12 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, exe_dir: Option<PathBuf>)
         Sub::Check { files, .. } if files.is_empty() => Ok(Command::Test(Box::new(load(own)?.0))),
         Sub::Check { files, json, strict, faults, trusted } => {
             let config = own.contains_id("config").then(|| load(own)).transpose()?;
+            let line = given(own)?;
+            if let (None, Some((name, _))) = (&config, line.iter().next()) {
+                return Err(line
+                    .wrong(name, "expected --config as well, whose settings handlers get")
+                    .into());
+            }
             let check = Check { files, json, strict, faults, trusted };
             Ok(Command::Check(check, config.map(|(config, _)| Box::new(config))))
         }

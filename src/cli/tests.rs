@@ -172,6 +172,8 @@ fn check_takes_files_only() {
     assert!(matches!(check(&["check", "-w", "/h"]), Ok(Command::Test(_))));
     assert!(matches!(check(&["-T", "-w", "/h"]), Ok(Command::Test(_))));
     assert!(matches!(check(&["-p", "1", "check", "a"]), Err(Error::Usage(_))));
+    let ineffective = check(&["check", "a", "-o", "handler_timeout=5s"]).unwrap_err().to_string();
+    assert_eq!(ineffective, "-o handler_timeout: expected --config as well, whose settings handlers get");
     assert!(matches!(check(&["chek"]), Err(Error::Usage(_))));
 }
 
