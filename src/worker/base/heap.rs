@@ -23,7 +23,6 @@ pub struct HeapTrim {
 }
 
 impl HeapTrim {
-    /// `used` bytes are in use.
     #[inline]
     pub fn note(&mut self, used: usize) {
         self.recent = self.recent.max(used);
@@ -47,7 +46,6 @@ impl HeapTrim {
     }
 }
 
-/// Gives free pages of the heap back to the system.
 pub fn trim() {
     // SAFETY: the allocator takes its own locks; nothing that is allocated moves.
     #[cfg(target_env = "gnu")]

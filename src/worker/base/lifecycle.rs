@@ -5,7 +5,6 @@ use std::cell::Cell;
 use crate::clock;
 use crate::time::{Instant, TurnStart};
 
-/// The times of a stop.
 #[derive(Clone, Copy)]
 pub struct Stop {
     /// When connections whose peers have not answered the Close are cut: handlers have the rest of the time for
@@ -47,7 +46,6 @@ impl Lifecycle {
         self.turn.set(TurnStart::at(now));
     }
 
-    /// When this turn of the loop began.
     #[inline]
     pub fn turn(&self) -> TurnStart {
         self.turn.get()

@@ -51,7 +51,6 @@ pub struct Pages {
 }
 
 impl Pages {
-    /// Maps room for `size` bytes.
     pub fn map(size: usize) -> io::Result<Pages> {
         let size = size.checked_next_multiple_of(GUARD).ok_or(io::ErrorKind::InvalidInput)?;
         let whole =

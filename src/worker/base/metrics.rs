@@ -94,7 +94,6 @@ impl Stopwatch {
 pub struct Timing(Option<(&'static Times, Instant)>);
 
 impl Timing {
-    /// It has returned.
     #[inline]
     pub fn stop(self) {
         if let Some((times, begun)) = self.0 {

@@ -37,7 +37,6 @@ impl Presence {
         self.taken.as_ref().is_some_and(Cell::get)
     }
 
-    /// A connection was accepted.
     pub fn accepted(&self) {
         self.slot.connections.fetch_add(1, Ordering::Relaxed);
         self.scoreboard.changed();

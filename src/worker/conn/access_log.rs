@@ -48,14 +48,12 @@ const MAX_DETAIL: usize = 512;
 
 #[derive(Default, PartialEq, Eq)]
 enum EntryStage {
-    /// Nothing to log.
     #[default]
     Quiet,
     /// Its request waits for an answer: the resource, and whether it is for a WebSocket.
     Asked(Box<str>, bool),
     /// Its request is not worth a line.
     Unlogged,
-    /// It is open.
     Open,
 }
 
@@ -65,7 +63,6 @@ impl AccessLog {
         Self { entries: config.log.access.is_some().then(RefCell::default), config, routes }
     }
 
-    /// Whether anything is written.
     #[inline]
     pub fn is_on(&self) -> bool {
         self.entries.is_some()

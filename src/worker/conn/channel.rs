@@ -72,7 +72,6 @@ impl PeerClose {
     }
 }
 
-/// How a connection ended.
 #[derive(Clone, Copy, Debug)]
 pub struct Ended {
     /// `WS_BY_...`

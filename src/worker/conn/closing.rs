@@ -209,7 +209,6 @@ impl Conns {
         self.lose(id, WS_BY_PEER, 1006);
     }
 
-    /// Runs with the protocol of an open connection.
     pub fn with_protocol<R>(&self, id: u64, f: impl FnOnce(&mut Open, &mut Io) -> R) -> Option<R> {
         let core = &mut *self.core.borrow_mut();
         let (conn, record) = core.table.both(id)?;

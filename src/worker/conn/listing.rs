@@ -23,13 +23,11 @@ const MAX_BYTES: usize = 4 << 20;
 
 /// Writes the list into a file, in place of the filter in it; what is to be reported of that.
 pub fn list(conns: &Conns, ticket: u64, file: Option<OwnedFd>) -> Report {
-    match try_list(conns, file) {
-        Ok((listed, left_out)) => Report::Listed { ticket, listed, left_out },
-        Err(error) => {
-            log::error!("cannot write the list of connections: {error}");
-            Report::Listed { ticket, listed: 0, left_out: conns.len() as u64 }
-        }
-    }
+    let (listed, left_out) = try_list(conns, file).unwrap_or_else(|error| {
+        log::error!("cannot write the list of connections: {error}");
+        (0, conns.len().into())
+    });
+    Report::Listed { ticket, listed, left_out }
 }
 
 /// The connections that the filter in a file lets through.

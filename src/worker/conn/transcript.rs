@@ -57,7 +57,6 @@ impl Display for Name {
 pub struct Script(String);
 
 impl Script {
-    /// As it is to be written.
     pub fn text(&self) -> &str {
         &self.0
     }

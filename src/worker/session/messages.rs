@@ -23,7 +23,6 @@ use crate::worker::session::Session;
 /// Whom messages are for.
 #[derive(Clone, Copy)]
 struct Target<'a> {
-    /// The connection.
     id: u64,
     handler: u16,
     /// None if this process has not loaded it.
