@@ -13,7 +13,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// Upper bound for each step of a test.
-pub const TIMEOUT: Duration = Duration::from_secs(30);
+pub const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Time that a process of the server needs on a busy machine, unless a test gives the setting itself.
+const PATIENCE: [&str; 2] = ["stop_timeout=25s", "worker_timeout=1m"];
 
 /// A temporary directory, which is kept and printed when the test fails.
 pub struct Dir(Option<tempfile::TempDir>);
@@ -141,6 +144,13 @@ impl Server {
         let mut command = wshd();
         command.args(["--port", "0", "--log-level", "debug", "--websock-handlers"]).arg(dir.path());
         command.arg("--log-file").arg(&log).args(args);
+        let is_given = |setting: &str| {
+            let name = setting.split('=').next().unwrap();
+            args.iter().any(|arg| arg.trim_start_matches("-o").split('=').next() == Some(name))
+        };
+        for setting in PATIENCE.into_iter().filter(|setting| !is_given(setting)) {
+            command.args(["-o", setting]);
+        }
         Self::launch(command, log)
     }
 
@@ -189,9 +199,16 @@ impl Server {
     /// The pid of its only worker.
     #[track_caller]
     pub fn worker(&self) -> i32 {
+        let mut only = 0;
         // A replaced one may still be running.
-        until("there is one worker", || self.workers().len() == 1);
-        self.workers().first().copied().unwrap_or_default()
+        until("there is one worker", || match self.workers()[..] {
+            [pid] => {
+                only = pid;
+                true
+            }
+            _ => false,
+        });
+        only
     }
 
     /// The output of `wshd ctl` at this control socket; it must succeed.
@@ -272,8 +289,16 @@ pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
 
 /// The pids of a process's children, zombies included.
 pub fn children(pid: i32) -> Vec<i32> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    text.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+    let read = || std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let mut text = read();
+    // If one is reaped during it, another may be missing (proc_pid_children(5)).
+    loop {
+        let again = read();
+        if again == text {
+            return text.split_whitespace().map(|pid| pid.parse().unwrap()).collect();
+        }
+        text = again;
+    }
 }
 
 /// A kind of memory of a process, such as VmRSS or RssAnon (proc_pid_status(5)); KiB.
@@ -288,14 +313,24 @@ pub fn descriptors_of(pid: i32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
 }
 
-/// Whether all threads of a process sleep (state S of proc_pid_stat(5)), so that it has no work left.
+/// Whether all threads of a process sleep, so that it has no work left. False if it has ended.
 pub fn is_idle(pid: i32) -> bool {
-    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    let stats =
-        tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap_or_default());
-    stats
-        .into_iter()
-        .all(|stat| stat.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('S')))
+    // They are looked at one after another: all of them slept at the same time only if none has run in between.
+    let first = sleeping(pid);
+    first.is_some() && first == sleeping(pid)
+}
+
+/// The threads of a process and how often each was switched from (proc_pid_status(5)); none unless all of them sleep.
+fn sleeping(pid: i32) -> Option<Vec<String>> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+    let of_task = |task: std::io::Result<std::fs::DirEntry>| {
+        let path = task.ok()?.path();
+        let status = std::fs::read_to_string(path.join("status")).ok()?;
+        let switches = status.lines().filter(|line| line.contains("_ctxt_switches:"));
+        let seen = switches.fold(path.display().to_string(), |seen, line| seen + " " + line);
+        status.contains("\nState:\tS ").then_some(seen)
+    };
+    tasks.map(of_task).collect::<Option<Vec<_>>>().filter(|tasks| !tasks.is_empty())
 }
 
 /// Whether the process exists and is not a zombie.

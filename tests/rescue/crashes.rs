@@ -63,7 +63,12 @@ fn under_load_connections_that_end_were_within_a_message_and_get_a_close_code() 
     let (mut server, _dir) = serve(&HANDLERS, &["--workers", "2"]);
     let crowd = Crowd::gather(&server.address(), "/echo", CLIENTS, habits);
     let mut ends = Vec::new();
-    for ((resource, text), part) in WAYS.iter().zip(1..6) {
+    let mut crashes = 0;
+    for ((resource, text), part) in WAYS.iter().zip((1..6).cycle()) {
+        if crashes >= 5 && !ends.is_empty() {
+            break;
+        }
+        crashes += 1;
         // In another part of the wave each time.
         let wave = crowd.served();
         std::thread::sleep((wave.ended - wave.begun) * part / 6);
@@ -77,7 +82,7 @@ fn under_load_connections_that_end_were_within_a_message_and_get_a_close_code() 
         }
         ends.extend(after);
     }
-    println!("{} of {CLIENTS} clients, 20 with large messages, ended in 5 crashes", ends.len());
+    println!("{} of {CLIENTS} clients, 20 with large messages, ended in {crashes} crashes", ends.len());
     assert!(!ends.is_empty(), "no message was torn: the test is too kind");
     drop(crowd);
     stop(&mut server);

@@ -12,7 +12,7 @@ use crate::{logged, serve, stop};
 
 #[test]
 fn a_handler_that_hangs_is_named_and_killed_and_others_continue() {
-    let (mut server, _dir) = serve(&["loop", "echo"], &["--workers", "2", "-o", "handler_timeout=300ms"]);
+    let (mut server, _dir) = serve(&["loop", "echo"], &["--workers", "2", "-o", "handler_timeout=1s"]);
     let crowd = Crowd::gather(&server.address(), "/echo", 100, SMALL_TALK);
     for (count, way) in ["loop", "lock", "sleep"].into_iter().enumerate() {
         let mut culprit = Raw::open(&server.address(), "/loop");
@@ -31,7 +31,7 @@ fn a_handler_that_hangs_is_named_and_killed_and_others_continue() {
 
 #[test]
 fn while_one_worker_hangs_the_other_serves_without_delay() {
-    let (mut server, _dir) = serve(&["loop", "echo"], &["--workers", "2", "-o", "handler_timeout=1500ms"]);
+    let (mut server, _dir) = serve(&["loop", "echo"], &["--workers", "2", "-o", "handler_timeout=6s"]);
     let mut clients: Vec<Raw> = (0..10).map(|_| Raw::open(&server.address(), "/echo")).collect();
     let mut culprit = Raw::open(&server.address(), "/loop");
     culprit.text("sleep");
@@ -56,7 +56,7 @@ fn while_one_worker_hangs_the_other_serves_without_delay() {
 
 #[test]
 fn a_blocking_handler_is_judged_by_the_processor_time_that_it_uses_between_calls() {
-    let (mut server, _dir) = serve(&["busy_blocking", "echo"], &["-o", "handler_timeout=300ms"]);
+    let (mut server, _dir) = serve(&["busy_blocking", "echo"], &["-o", "handler_timeout=700ms"]);
     let mut event = Raw::open(&server.address(), "/echo");
     let mut idle = Raw::open(&server.address(), "/busy_blocking");
     assert_eq!(idle.ask("wait 1000"), "done", "waiting is not hanging");
@@ -90,7 +90,7 @@ fn a_posted_function_that_runs_when_its_connection_ends_is_watched() {
 
 #[test]
 fn waiting_of_a_blocking_handler_has_its_own_limit() {
-    let (mut server, _dir) = serve(&["busy_blocking"], &["-o", "handler_wait_timeout=300ms"]);
+    let (mut server, _dir) = serve(&["busy_blocking"], &["-o", "handler_wait_timeout=1s"]);
     let mut culprit = Raw::open(&server.address(), "/busy_blocking");
     culprit.text("wait 60000");
     culprit.expect_close(1011);

@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 
 use crate::client::{CLOSE, PING, PONG, Raw, UPGRADE, frame as frame_bytes};
 use crate::crowd::{Crowd, End, Habits, SMALL_TALK};
-use crate::daemon::{TIMEOUT, children, is_alive, until};
+use crate::daemon::{children, is_alive, until};
 use crate::{crash, logged, serve, stop};
 
 /// Reads frames of 10,000 zeros to the end of the connection; returns the code of the last Close frame.
@@ -319,7 +319,7 @@ fn a_connection_that_kills_its_receiver_without_attribution_is_closed() {
 
 #[test]
 fn a_crash_during_the_receipt_of_connections_loses_none() {
-    let (mut server, _dir) = serve(&["rescue", "slow=rescue", "echo"], &[]);
+    let (mut server, _dir) = serve(&["rescue", "slow=rescue", "echo"], &["-o", "handshake_timeout=5m"]);
     let habits = Habits { quiet: true, ..SMALL_TALK };
     let mut trap = Raw::open(&server.address(), "/rescue?arrived=20");
     let first = Crowd::gather(&server.address(), "/echo", 500, habits);
@@ -449,7 +449,7 @@ fn connections_that_arrive_during_a_crash_are_served() {
 #[test]
 fn a_crash_while_the_server_stops() {
     for delay in [0, 1, 3, 10] {
-        let (mut server, _dir) = serve(&["crash", "echo"], &["--workers", "2", "-o", "stop_timeout=5s"]);
+        let (mut server, _dir) = serve(&["crash", "echo"], &["--workers", "2", "-o", "stop_timeout=1m"]);
         let mut others: Vec<Raw> = (0..20).map(|_| Raw::open(&server.address(), "/echo")).collect();
         let mut closing: Vec<Raw> =
             (0..4).map(|_| Raw::open(&server.address(), "/crash?close=null")).collect();
@@ -468,25 +468,25 @@ fn a_crash_while_the_server_stops() {
             client.expect_end();
         }
         assert_eq!(server.wait().code(), Some(0), "{}", server.log());
-        assert!(begun.elapsed() < Duration::from_secs(5), "delay {delay}: {:?}", begun.elapsed());
+        // When three quarters of the time are over those are cut that are left.
+        assert!(begun.elapsed() < Duration::from_secs(40), "delay {delay}: {:?}", begun.elapsed());
     }
 }
 
 #[test]
 fn a_killed_worker_is_attributed_and_its_clients_see_the_end_at_once() {
-    let (mut server, _dir) = serve(&["loop", "echo"], &[]);
+    // Nobody else ends them.
+    let (mut server, _dir) = serve(&["loop", "echo"], &["-o", "ping_interval=0"]);
     let mut others: Vec<Raw> = (0..100).map(|_| Raw::open(&server.address(), "/echo")).collect();
     let mut culprit = Raw::open(&server.address(), "/loop");
     assert_eq!(culprit.ask("ready"), "ready");
     culprit.text("sleep");
     let worker = server.worker();
     until("the handler sleeps", || asleep(worker));
-    let killed = Instant::now();
     kill(Pid::from_raw(worker), Signal::SIGKILL).unwrap();
     for client in others.iter_mut().chain([&mut culprit]) {
         client.expect_end();
     }
-    assert!(killed.elapsed() < TIMEOUT / 10, "{:?}", killed.elapsed());
     server.says("died of SIGKILL in on_message of loop, connection ");
     assert_eq!(Raw::open(&server.address(), "/echo").ask("still"), "still");
     server.signal(Signal::SIGTERM);

@@ -156,8 +156,8 @@ fn the_supervisor_does_not_grow_with_500_connections() {
     serve(50);
     let (fds, kib) = (descriptors(), memory());
     serve(500);
-    // The number of slots in use may differ by one.
-    assert!(descriptors() <= fds + 8, "{fds}, then {}", descriptors());
+    // The number of slots in use may differ by one, and the last ones may not have been reaped.
+    until("the descriptors of those that have left are closed", || descriptors() <= fds + 8);
     assert!(memory() <= kib + 256, "{kib} KiB, then {}", memory());
     stop(&mut server);
 }
@@ -287,7 +287,7 @@ fn they_run_as_the_user_of_their_pool_and_within_its_limits() {
 
 #[test]
 fn a_handler_that_crashes_too_often_is_quarantined() {
-    let (mut server, _dir) = serve("", &["-o", "quarantine_deaths=2"]);
+    let (mut server, _dir) = serve("", &["-o", "quarantine_deaths=2", "-o", "quarantine_time=10m"]);
     let mut before = open(&server);
     for _ in 0..2 {
         let mut culprit = open(&server);
