@@ -140,7 +140,6 @@ fn workers_that_die_again_are_replaced_after_a_second() {
     until("they are ready", || logged(&server, "is ready") == 4);
     let killed = Instant::now();
     second.iter().for_each(|pid| send(*pid, Signal::SIGKILL));
-    until("they are gone", || server.workers().is_empty());
     replaced(&server, 2, &second);
     assert!(killed.elapsed() >= Duration::from_secs(1));
     assert_eq!(logged(&server, "died of SIGKILL"), 4);
@@ -163,8 +162,8 @@ fn no_zombie_is_left() {
     let before = server.workers();
     before.iter().for_each(|pid| send(*pid, Signal::SIGKILL));
     replaced(&server, 3, &before);
-    // `children` lists zombies too: three, and all of them alive, means that there is none.
-    assert_eq!(server.workers().len(), 3);
+    // `children` lists zombies too.
+    until("three are left, and no zombie", || children(server.pid()).len() == 3);
 }
 
 #[test]
@@ -243,7 +242,8 @@ fn a_handler_that_kills_its_process_group_ends_its_worker_only() {
         "#,
     );
     let config = dir.path().join("wshd.conf");
-    std::fs::write(&config, "[handler.\"/group\"]\nisolation = \"connection\"\n").unwrap();
+    let text = "process_timeout = \"1m\"\n[handler.\"/group\"]\nisolation = \"connection\"\n";
+    std::fs::write(&config, text).unwrap();
     for args in [&[][..], &["--config", config.to_str().unwrap()]] {
         let mut server =
             Server::start(&dir, &[args, &["--workers", "2", "--metrics", "127.0.0.1:0"]].concat());
@@ -338,7 +338,8 @@ fn a_handler_that_ends_workers_at_the_start_is_named_and_the_others_are_served()
     bad.push("vforks".to_owned());
     let begun = Instant::now();
     let mut server = Server::start(&dir, &["--workers", "2"]);
-    assert!(begun.elapsed() < Duration::from_secs(5), "no delay: {:?}", begun.elapsed());
+    // Eight restarts with the usual delays would take more than half a minute.
+    assert!(begun.elapsed() < Duration::from_secs(30), "no delay: {:?}", begun.elapsed());
     let log = server.log();
     assert!(log.contains("crashed: SIGABRT in on_worker_start of bad0, bad0_wsh.so+0x"), "{log}");
     assert!(log.contains("exit() called in on_worker_start of leaves, leaves_wsh.so+0x"), "{log}");
@@ -381,10 +382,8 @@ fn a_handler_that_hangs_at_the_start_is_named_and_the_others_are_served() {
     let crashes = dir.path().join("crashes");
     std::fs::create_dir(&crashes).unwrap();
     let crash_dir = format!("crash_dir={}", crashes.display());
-    let args = ["--workers", "2", "-o", "handler_timeout=1s", "-o", &crash_dir];
-    let begun = Instant::now();
+    let args = ["--workers", "2", "-o", "handler_timeout=2s", "-o", &crash_dir];
     let server = Server::start(&dir, &args);
-    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
     let log = server.log();
     assert!(log.contains("in on_worker_start of hangs, hangs_wsh.so+0x"), "{log}");
     assert_eq!(logged(&server, "hangs: ends workers during their start"), 1, "{log}");
@@ -396,7 +395,7 @@ fn a_handler_that_hangs_at_the_start_is_named_and_the_others_are_served() {
     client.send("here".into()).unwrap();
     assert_eq!(client.read().unwrap().into_text().unwrap().as_str(), "here");
     let records = || std::fs::read_dir(&crashes).unwrap().map(|entry| entry.unwrap().path());
-    until("there is a record", || records().next().is_some());
+    server.says("crash record of process ");
     let record = std::fs::read_to_string(records().next().unwrap()).unwrap();
     let record: serde_json::Value = serde_json::from_str(&record).unwrap();
     assert_eq!(
@@ -423,8 +422,12 @@ fn a_handler_whose_thread_aborts_is_not_loaded_again() {
     let server = Server::start(&dir, &["--workers", "2"]);
     until("it is quarantined", || logged(&server, "thread: ends workers during their start") == 1);
     until("they serve without it", || logged(&server, "is ready with 1 handlers") == 2);
-    let crashes = logged(&server, "crashed: SIGABRT in no callback of thread, thread_wsh.so+0x");
-    assert!((1..=2).contains(&crashes), "{crashes}: {}", server.log());
+    let log = server.log();
+    let (before, after) = log.split_once("thread: ends workers during their start").unwrap();
+    let crashes =
+        |log: &str| log.matches("crashed: SIGABRT in no callback of thread, thread_wsh.so+0x").count();
+    // The other worker may have loaded it, too.
+    assert!(crashes(before) > 0 && crashes(after) <= 1, "{log}");
     let (mut client, _) = tungstenite::connect(format!("ws://127.0.0.1:{}/echo", port(&server))).unwrap();
     client.send("here".into()).unwrap();
     assert_eq!(client.read().unwrap().into_text().unwrap().as_str(), "here");
@@ -735,14 +738,14 @@ fn a_worker_that_was_busy_when_the_server_was_told_to_stop_leaves_with_the_other
         {
             (void)msg;
             ws_log(WS_LOG_INFO, "begins to work");
-            usleep(2800000);
+            usleep(5000000);
             ws_send_text(conn, "done");
         }
         static void on_worker_stop(void) { ws_log(WS_LOG_INFO, "stops in good order"); }
         WS_HANDLER(.on_message = on_message, .on_worker_stop = on_worker_stop);
         "#,
     );
-    let mut server = Server::start(&dir, &["--workers", "1", "-o", "stop_timeout=3s"]);
+    let mut server = Server::start(&dir, &["--workers", "1", "-o", "stop_timeout=9s"]);
     let url = format!("ws://{}/busy", server.address());
     let (mut client, _) = tungstenite::connect(url).unwrap();
     client.send("work".into()).unwrap();
@@ -765,14 +768,15 @@ fn work_of(pid: i32) -> (u64, u64) {
 /// Asserts that a process is idle for a while.
 #[track_caller]
 fn assert_idle(pid: i32, time: Duration) {
-    let before = work_of(pid);
+    let (begun, before) = (Instant::now(), work_of(pid));
     std::thread::sleep(time);
     let after = work_of(pid);
+    let took = begun.elapsed();
     let (ticks, switches) = (after.0 - before.0, after.1 - before.1);
-    let seconds = time.as_secs() + 1;
+    let seconds = took.as_secs() + 1;
     assert!(
         ticks <= 2 * seconds && switches <= 30 * seconds,
-        "{ticks} ticks, {switches} switches in {time:?}"
+        "{ticks} ticks, {switches} switches in {took:?}"
     );
 }
 
@@ -780,7 +784,7 @@ fn assert_idle(pid: i32, time: Duration) {
 fn a_supervisor_that_waits_for_workers_to_stop_uses_no_processor() {
     let dir = echo_dir();
     let mut server =
-        Server::start(&dir, &["--workers", "2", "-o", "stop_timeout=3s", "--metrics", "127.0.0.1:0"]);
+        Server::start(&dir, &["--workers", "2", "-o", "stop_timeout=10m", "--metrics", "127.0.0.1:0"]);
     let worker = server.workers().into_iter().find(|pid| title(*pid).contains("worker")).unwrap();
     send(worker, Signal::SIGSTOP);
     server.signal(Signal::SIGTERM);
@@ -788,13 +792,14 @@ fn a_supervisor_that_waits_for_workers_to_stop_uses_no_processor() {
     server.signal(Signal::SIGTTIN);
     server.says("SIGTTIN: the server is told to stop");
     assert_idle(server.pid(), Duration::from_secs(2));
+    server.signal(Signal::SIGQUIT);
     assert_eq!(server.wait().code(), Some(7));
 }
 
 #[test]
 fn a_worker_that_does_not_respond_is_killed_and_replaced() {
     let dir = echo_dir();
-    let mut server = Server::start(&dir, &["--workers", "1", "-o", "worker_timeout=2s"]);
+    let mut server = Server::start(&dir, &["--workers", "1", "-o", "worker_timeout=5s"]);
     let before = server.workers();
     send(before[0], Signal::SIGSTOP);
     server.says(&format!("worker default/0[{}] has not responded for ", before[0]));
@@ -842,7 +847,8 @@ fn a_request_waits_for_a_process_of_its_own() {
     let config = dir.path().join("wshd.conf");
     std::fs::write(
         &config,
-        "[handler.\"/echo\"]\nisolation = \"connection\"\n[pool.echo]\nspare = 1\nprocesses = 8\n",
+        "process_timeout = \"1m\"\n[handler.\"/echo\"]\nisolation = \"connection\"\n\
+         [pool.echo]\nspare = 1\nprocesses = 8\n",
     )
     .unwrap();
     let mut server = Server::start(&dir, &["--config", config.to_str().unwrap(), "--workers", "1"]);
@@ -874,7 +880,7 @@ fn a_parent_that_does_not_fork_is_killed_and_replaced() {
     let first = tungstenite::connect(&url).unwrap(); // by the process that waits
     server.says("did not fork in time; sending SIGTERM");
     until("there are processes again", || tungstenite::connect(&url).is_ok());
-    assert!(!is_alive(parent));
+    until("the parent has ended", || !is_alive(parent));
     drop(first);
     server.stop();
 }
@@ -891,13 +897,21 @@ fn a_request_without_a_process_is_answered_in_time() {
         let args = ["--config", config.to_str().unwrap(), "--workers", "1", "-o", &times[0], "-o", &times[1]];
         let mut server = Server::start(&dir, &args);
         let url = format!("ws://{}/echo", server.address());
-        let first = tungstenite::connect(&url).unwrap();
+        let connect = || {
+            let mut connected = None;
+            until("there is a process", || {
+                connected = tungstenite::connect(&url).ok();
+                connected.is_some()
+            });
+            connected.unwrap()
+        };
+        let first = connect();
         let asked = Instant::now();
         let error = tungstenite::connect(&url).unwrap_err().to_string();
         assert!(error.contains("503"), "{error}");
         assert!(asked.elapsed() >= Duration::from_millis(least), "{:?}", asked.elapsed());
         drop(first);
-        drop(tungstenite::connect(&url).unwrap());
+        drop(connect());
         server.stop();
     }
 }
@@ -1065,7 +1079,7 @@ fn a_handler_is_told_of_the_end_of_connections_whose_peers_do_not_answer_a_stop(
     let transfer = "static int32_t transfer(ws_conn conn)
         { ws_message msg; while (ws_receive(conn, &msg, -1) > WS_CLOSED); return WS_OK; }";
     dir.handler("blocking", &handler(transfer, ".transfer_data = transfer"));
-    let mut server = Server::start(&dir, &["--workers", "1", "-o", "stop_timeout=1s"]);
+    let mut server = Server::start(&dir, &["--workers", "1", "-o", "stop_timeout=4s"]);
     let url = |name: &str| format!("ws://{}/{name}", server.address());
     let names = ["event", "event", "blocking", "blocking"];
     let mut clients: Vec<_> = names.iter().map(|name| tungstenite::connect(url(name)).unwrap().0).collect();
@@ -1086,7 +1100,8 @@ fn a_child_that_a_handler_forks_at_the_start_or_end_does_not_become_a_worker() {
         let at_stop = "static void stop(void) { start(); }\nWS_HANDLER(.on_worker_stop = stop, ";
         dir.handler("forks", &source.replace("WS_HANDLER(", at_stop));
         let config = dir.path().join("wshd.conf");
-        std::fs::write(&config, format!("[handler.\"/forks\"]\nisolation = \"{isolation}\"\n")).unwrap();
+        let text = format!("process_timeout = '1m'\n[handler.\"/forks\"]\nisolation = \"{isolation}\"\n");
+        std::fs::write(&config, text).unwrap();
         let mut server = Server::start(&dir, &["--workers", "1", "--config", config.to_str().unwrap()]);
         server.says("forks: a child of fork() returned from on_worker_start; ended it");
         let (mut client, _) = tungstenite::connect(format!("ws://{}/forks", server.address())).unwrap();

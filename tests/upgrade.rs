@@ -222,9 +222,10 @@ fn pools_and_unix_sockets_continue() {
     upgradable.upgrade();
     raw.text("over there");
     assert_eq!(raw.next_text(), "over there");
-    let after = children(upgradable.supervisor);
-    assert_eq!(after.len(), 2);
-    assert!(after.iter().all(|pid| !before.contains(pid)));
+    until("there are two new processes", || {
+        let after = children(upgradable.supervisor);
+        after.len() == 2 && after.iter().all(|pid| !before.contains(pid))
+    });
     let mut late = Raw::over(client::unix(&socket));
     late.upgrade("/echo", "");
     drop((raw, late));
@@ -278,7 +279,7 @@ fn control_socket_and_metrics_are_those_of_the_new_executable() {
     let (code, text) = ctl("status");
     assert_eq!(code, Some(0), "{text}");
     assert!(text.contains(&upgradable.supervisor.to_string()), "{text}");
-    assert!(metrics_of().contains("wshd_workers{state=\"running\"} 1"), "{}", metrics_of());
+    until("there is one worker", || metrics_of().contains("wshd_workers{state=\"running\"} 1"));
     upgradable.stop();
     assert!(!control.exists() && !metrics.exists());
 }
@@ -335,7 +336,7 @@ fn the_new_executable_serves_metrics_at_the_same_address() {
     };
     let mut client = connect(&upgradable.server.address(), "/echo");
     ask(&mut client, "x");
-    assert!(report().contains("wshd_messages_received_total{handler=\"/echo\"} 1\n"));
+    until("it is counted", || report().contains("wshd_messages_received_total{handler=\"/echo\"} 1\n"));
     upgradable.upgrade();
     ask(&mut client, "y");
     // It counts from 0, and has the connection.
@@ -343,7 +344,9 @@ fn the_new_executable_serves_metrics_at_the_same_address() {
         report().contains("wshd_messages_received_total{handler=\"/echo\"} 1\n")
             && metrics(upgradable.supervisor) == 1
     });
-    assert!(report().contains("wshd_connections_open{handler=\"/echo\",pool=\"default\"} 1\n"));
+    until("it has one connection", || {
+        report().contains("wshd_connections_open{handler=\"/echo\",pool=\"default\"} 1\n")
+    });
     drop(client);
     upgradable.stop();
     assert!(!socket.exists());
@@ -416,7 +419,8 @@ fn the_old_server_resumes_if_the_new_executable_dies() {
     let mut late = Raw::open(&address, "/echo");
     assert_eq!(late.ask("served"), "served");
     assert_eq!(stubborn.ask("and still"), "and still");
-    assert_eq!(fs::read_to_string(&pid_file).unwrap().trim(), old.to_string());
+    let pid_of_file = || fs::read_to_string(&pid_file).unwrap_or_default().trim().to_owned();
+    until("the pid file names it", || pid_of_file() == old.to_string());
     drop((stubborn, late));
     upgradable.stop();
     assert_eq!(upgradable.logged("all connections moved or closed"), 0);
@@ -489,7 +493,7 @@ fn a_new_executable_that_stops_leaves_the_sockets_to_the_old_one() {
 #[test]
 fn two_servers_that_are_told_to_stop_refuse_connections() {
     let dir = Dir::new();
-    let (mut upgradable, stubborn, new) = superseded(&dir, &["-o", "stop_timeout=4s"]);
+    let (mut upgradable, stubborn, new) = superseded(&dir, &["-o", "stop_timeout=10m"]);
     let address = upgradable.server.address();
     let worker = upgradable.server.workers();
     assert_eq!(worker.len(), 1);
@@ -500,6 +504,7 @@ fn two_servers_that_are_told_to_stop_refuse_connections() {
     upgradable.server.says("the new executable ended with status 0 while this one stops");
     until("connections are refused", || std::net::TcpStream::connect(&address).is_err());
     assert!(is_alive(worker[0]), "the old one waits for it");
+    upgradable.server.signal(Signal::SIGQUIT);
     assert_eq!(upgradable.server.wait().code(), Some(7), "{}", upgradable.server.log());
     assert_eq!(upgradable.logged("serves again"), 0);
     drop(stubborn);
