@@ -131,7 +131,7 @@ fn handlers_can_use_allowed_files_only() {
         let mut page = Raw::connect(&server.address());
         page.send(b"GET /file HTTP/1.1\r\nHost: a\r\n\r\n");
         assert_eq!(page.answer().body, b"content");
-        let status = std::fs::read_to_string(format!("/proc/{}/status", server.workers()[0])).unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{}/status", server.worker())).unwrap();
         assert_eq!(status.contains("NoNewPrivs:\t1"), is_confined);
         drop((raw, page));
         server.stop();
@@ -204,7 +204,7 @@ fn handlers_can_make_allowed_system_calls_only() {
         std::fs::copy(&handler, handler.with_file_name(other)).unwrap();
     }
     let config = dir.path().join("w.conf");
-    let text = "workers = 1\nseccomp = true\nquarantine_deaths = 0\n\
+    let text = "workers = 1\nseccomp = true\nquarantine_deaths = 0\nprocess_timeout = '1m'\n\
                 [handler.'/open']\nisolation = 'pool'\n[pool.open]\nseccomp = false\n\
                 [handler.'/single']\nisolation = 'connection'\n";
     std::fs::write(&config, text).unwrap();

@@ -233,7 +233,7 @@ fn bytes_of_messages_are_bounded_and_can_be_omitted() {
 
 #[test]
 fn exits_hangs_and_kills_are_distinguished() {
-    let served = serve(&["exits", "loop"], &["-o", "handler_timeout=400ms"]);
+    let served = serve(&["exits", "loop"], &["-o", "handler_timeout=2s"]);
     let (line, exit) = served.crash("/exits", "", "exit");
     assert_eq!((&exit["cause"], &exit["signal"]), (&"exit".into(), &Value::Null));
     assert!(line.contains("ended: exit() called in on_message of exits, exits_wsh.so+0x"), "{line}");
@@ -342,7 +342,8 @@ fn many_deaths(count: usize) {
     println!("{count} deaths: {fds} descriptors, {kib} KiB before, {after} KiB after");
     // Less than a page for 12 deaths, after the heap has settled.
     assert!(after <= kib + 64 + count as u64 / 3, "{kib} KiB, then {after} KiB after {count} deaths");
-    assert_eq!(served.paths().len(), 100.min(count + 20));
+    // A process of its own writes them.
+    until("the last records are written", || served.paths().len() == 100.min(count + 20));
 }
 
 #[test]

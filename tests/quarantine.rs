@@ -84,7 +84,7 @@ fn sentences(server: &Server) -> Vec<String> {
 
 #[test]
 fn after_three_crashes_only_that_handler_answers_503() {
-    let (mut server, _dir) = serve(&["echo", "crash"], &["-o", "quarantine_time=30s"]);
+    let (mut server, _dir) = serve(&["echo", "crash"], &["-o", "quarantine_time=10m"]);
     let address = server.address();
     let mut before = Raw::open(&address, "/crash");
     for _ in 0..2 {
@@ -93,12 +93,12 @@ fn after_three_crashes_only_that_handler_answers_503() {
     }
     crash(&server, "/crash?handshake=abort");
     let Outcome::Refused(seconds) = ask_for(&address, "/crash") else { panic!("{}", server.log()) };
-    assert!((1..=30).contains(&seconds) && seconds > 20, "{seconds}");
+    assert!((500..=600).contains(&seconds), "{seconds}");
     assert!(matches!(ask_for(&address, "/crash?x"), Outcome::Refused(_)), "the query makes no difference");
     assert_eq!(Raw::open(&address, "/echo").ask("hello"), "hello");
     // Earlier connections continue, also in the replacement of their process.
     assert_eq!(before.ask("hello"), "hello");
-    assert_eq!(sentences(&server), ["30s"]);
+    assert_eq!(sentences(&server), ["600s"]);
     assert!(server.log().contains("crash: 3 workers died in it within 60s: quarantined"), "{}", server.log());
     // A plain HTTP request does not involve the handler.
     let mut raw = Raw::connect(&address);
@@ -113,7 +113,7 @@ fn after_three_crashes_only_that_handler_answers_503() {
 fn a_handler_of_a_pool_is_refused_without_asking_the_pool() {
     let config = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(config.path(), "[handler.\"/crash\"]\nisolation = \"pool\"\n").unwrap();
-    let options = ["-o", "quarantine_deaths=1", "-o", "quarantine_time=30s", "--config"];
+    let options = ["-o", "quarantine_deaths=1", "-o", "quarantine_time=10m", "--config"];
     let config = config.path().to_str().unwrap();
     let (mut server, _dir) = serve(&["crash"], &[&options[..], &[config]].concat());
     let title = |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -126,7 +126,7 @@ fn a_handler_of_a_pool_is_refused_without_asking_the_pool() {
     nix::sys::signal::kill(worker, nix::sys::signal::Signal::SIGSTOP).unwrap();
     let outcome = ask_for(&server.address(), "/crash");
     nix::sys::signal::kill(worker, nix::sys::signal::Signal::SIGCONT).unwrap();
-    assert!(matches!(outcome, Outcome::Refused(20..=30)), "{outcome:?}");
+    assert!(matches!(outcome, Outcome::Refused(500..=600)), "{outcome:?}");
     server.signal(nix::sys::signal::Signal::SIGTERM);
     assert_eq!(server.wait().code(), Some(0));
 }
@@ -142,7 +142,6 @@ fn one_probe_at_a_time_and_the_second_quarantine_is_twice_as_long() {
             |outcome| matches!(outcome, Outcome::Refused(seconds) if seconds <= length.div_ceil(1000));
         let begun = Instant::now();
         crash(&server, "/crash?open=null");
-        assert!(refused(ask_for(&address, "/crash")));
         let mut probe = None;
         until("the time is over", || match request(&address, "/crash") {
             (Outcome::Open, raw) => {
@@ -155,15 +154,13 @@ fn one_probe_at_a_time_and_the_second_quarantine_is_twice_as_long() {
             }
         });
         assert!(begun.elapsed() >= Duration::from_millis(length), "{:?}", begun.elapsed());
-        // Until the probe has a result, others are not served.
-        assert!(refused(ask_for(&address, "/crash")));
+        // Until the probe has a result, which may be that it has stayed open, others are not served.
+        let succeeded = || server.log().matches("crash: probe succeeded; handler back in service").count();
+        assert!(refused(ask_for(&address, "/crash")) || succeeded() == round + 1);
         assert_eq!(probe.unwrap().ask("hello"), "hello");
         until("it is served again", || ask_for(&address, "/crash") == Outcome::Open);
         assert_eq!(server.log().matches("crash: probed by connection ").count(), round + 1);
-        assert_eq!(
-            server.log().matches("crash: probe succeeded; handler back in service").count(),
-            round + 1
-        );
+        assert_eq!(succeeded(), round + 1);
     }
     assert_eq!(sentences(&server), ["400ms", "800ms", "1.6s"]);
 }
@@ -183,9 +180,13 @@ fn a_probe_that_ends_early_has_no_result_and_one_that_stays_open_succeeds() {
         });
         probe.unwrap()
     };
-    drop(next_probe());
+    until("one is let through, and ends as soon as it is open", || {
+        let mut raw = Raw::connect(&address);
+        raw.send(format!("GET /crash HTTP/1.1\r\nHost: localhost\r\n{UPGRADE}\r\n").as_bytes());
+        raw.stream.shutdown(std::net::Shutdown::Write).unwrap();
+        raw.rest().starts_with(b"HTTP/1.1 101 ")
+    });
     let probe = next_probe();
-    assert!(!server.log().contains("probe succeeded"));
     server.says("probe succeeded");
     drop(probe);
     assert_eq!(server.log().matches("probed by connection").count(), 2);
@@ -212,7 +213,7 @@ fn a_probe_whose_worker_is_killed_makes_way_for_the_next() {
 #[test]
 fn kills_hangs_and_exits_count() {
     for (handler, word) in [("exits", "group"), ("exits", "exit"), ("loop", "loop"), ("loop", "kill")] {
-        let timeout = if word == "kill" { "handler_timeout=30s" } else { "handler_timeout=200ms" };
+        let timeout = if word == "loop" { "handler_timeout=1s" } else { "handler_timeout=5m" };
         let options = ["-o", "quarantine_deaths=1", "-o", timeout];
         let (server, _dir) = serve(&["exits", "loop"], &options);
         let before = server.worker();
@@ -265,8 +266,8 @@ fn hammered(clients: usize, time: Duration, first: u64) {
                     let text = format!("message {number}");
                     assert_eq!(client::ask(&mut client, &text), text);
                     number += 1;
+                    echoed.fetch_add(1, Ordering::Relaxed);
                 }
-                echoed.fetch_add(number, Ordering::Relaxed);
             });
         }
         for _ in 0..clients {
@@ -283,20 +284,30 @@ fn hammered(clients: usize, time: Duration, first: u64) {
                 }
             });
         }
-        std::thread::sleep(time);
+        let hammer = || {
+            std::thread::sleep(time);
+            until("enough has happened", || {
+                let counts = [&refused, &echoed].map(|count| count.load(Ordering::Relaxed));
+                sentences(&server).len() >= 3 && counts.iter().all(|count| *count > 100)
+            });
+        };
+        let hammered = std::panic::catch_unwind(std::panic::AssertUnwindSafe(hammer));
         over.store(true, Ordering::Relaxed);
+        hammered.unwrap();
     });
-    let log = server.log();
-    let crashes = log.matches("] crashed: ").count();
     let sentences = sentences(&server);
     let lengths = (0..sentences.len()).map(|times| format!("{:?}", Duration::from_millis(first << times)));
     assert_eq!(sentences, lengths.collect::<Vec<_>>());
-    assert!(sentences.len() >= 3, "{sentences:?}");
     // Three, one that was in progress in the other worker, and one for each step of the backoff.
-    assert!((sentences.len() + 2..=sentences.len() + 3).contains(&crashes), "{crashes} crashes\n{log}");
+    let mut crashes = 0;
+    until("all crashes are judged, and none is too much", || {
+        let log = server.log();
+        let steps = log.matches("/crash answers 503 for ").count();
+        crashes = log.matches("] crashed: ").count();
+        (steps + 2..=steps + 3).contains(&crashes)
+    });
     let [refused, cut, echoed] = [refused, cut, echoed].map(AtomicUsize::into_inner);
     println!("{echoed} echoes, {refused} refused, {cut} cut, {crashes} crashes, {sentences:?}");
-    assert!(refused > 100 && echoed > 100, "{refused} refused, {echoed} echoed");
 }
 
 #[test]

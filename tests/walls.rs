@@ -127,7 +127,8 @@ impl Walls {
             .count()
     }
 
-    /// The hostile pool sends junk for some seconds, which must cost the supervisor little time.
+    /// The hostile pool sends junk for some seconds, which must cost the supervisor little time. At most so many
+    /// processes may be started in three seconds.
     fn withstand_flood(&mut self, most_starts: usize) {
         let (begun, busy, starts) = (Instant::now(), self.busy(), self.starts());
         while begun.elapsed() < Duration::from_secs(3) {
@@ -136,6 +137,7 @@ impl Walls {
         }
         let (took, used, starts) = (begun.elapsed(), self.busy() - busy, self.starts() - starts);
         assert!(used < took / 2, "the supervisor has used {used:?} of {took:?}");
+        let most_starts = most_starts * took.as_secs().div_ceil(3) as usize;
         assert!(starts < most_starts, "{starts} processes were started in {took:?}");
     }
 
