@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::balance::shares;
-use crate::client::{Raw, TEXT};
+use crate::client::Raw;
 use crate::daemon::{Server, until};
 use crate::{Served, serve};
 
@@ -47,16 +47,21 @@ fn sequential_connections_are_shared_evenly() {
 
 #[test]
 fn while_a_worker_is_in_a_handler_the_others_do_not_wait_for_it() {
-    let mut server = serve_four(&["echo", "loop"], &[]);
-    let mut busy = Raw::open(&server.address(), "/loop");
-    busy.text("nap");
+    let mut server = serve_four(&["echo", "turns"], &[]);
+    let dir = tempfile::tempdir().unwrap();
+    let go = dir.path().join("go");
+    let mut busy = Raw::open(&server.address(), "/turns");
+    busy.text(&format!("A hold {}", go.display()));
+    busy.text("order");
+    server.says("A holds");
     // It has one connection. The others would stop at two each if they waited for it.
     let open_ones: Vec<Raw> = (0..40).map(|_| open(&server)).collect();
     busy.stream.set_nonblocking(true).unwrap();
     let answered = busy.stream.peek(&mut [0]).is_ok();
     busy.stream.set_nonblocking(false).unwrap();
-    assert!(!answered, "the nap was over before the others were served");
-    assert_eq!(busy.next().unwrap().first, TEXT);
+    assert!(!answered, "it was over before the others were served");
+    std::fs::write(go, "").unwrap();
+    assert_eq!(busy.next_text(), "A");
     drop((busy, open_ones));
     server.stop();
 }
@@ -180,7 +185,8 @@ fn connections_sent_to_a_worker_without_descriptors_wait_for_its_replacement() {
     crate::fixtures::add_handler(dir.path(), "descriptors", "descriptors");
     let file = dir.path().join("wshd.conf");
     std::fs::write(&file, config).unwrap();
-    let mut server = Server::start(&dir, &["--workers", "1", "--config", file.to_str().unwrap()]);
+    let options = ["--workers", "1", "-o", "handshake_timeout=5m", "--config", file.to_str().unwrap()];
+    let mut server = Server::start(&dir, &options);
     let mut eater = Raw::open(&server.address(), "/descriptors");
     ask(&mut eater, "take", "taken ");
     let mut later: Vec<Raw> = (0..MORE).map(|_| Raw::connect(&server.address())).collect();

@@ -55,7 +55,7 @@ fn a_rejection_wins_over_ok_and_a_strict_host_aborts() {
 
 #[test]
 fn a_nul_follows_every_byte_string() {
-    let config = "[handler.'/nul'.settings]\nlimit = 25\nname = 'x'\nempty = ''\n[handler.'/nul_blocking'.settings]\nlimit = 25\n";
+    let config = "drain_timeout = '1m'\n[handler.'/nul'.settings]\nlimit = 25\nname = 'x'\nempty = ''\n[handler.'/nul_blocking'.settings]\nlimit = 25\n";
     let mut server = serve_with(&["nul", "nul_blocking", "nul_stream"], config);
     for (name, at_least) in [("nul", 150), ("nul_blocking", 150)] {
         for query in ["", "?q=1"] {
@@ -124,7 +124,7 @@ fn unknown_flags_are_refused_or_ignored_as_their_place_says() {
 
 #[test]
 fn user_pointer_and_state_can_be_attached_in_the_handshake() {
-    let mut server = serve(&["identity", "identity_blocking"], &["-o", "handshake_timeout=300ms"]);
+    let mut server = serve(&["identity", "identity_blocking"], &["-o", "handshake_timeout=3s"]);
     for name in ["identity", "identity_blocking"] {
         let resource = format!("/{name}");
         let mut raw = Raw::open(&server.address(), &resource);
@@ -226,7 +226,7 @@ fn a_crash_in_the_function_of_a_watched_descriptor_costs_no_connection() {
 
 #[test]
 fn a_per_connection_process_has_the_state_of_on_worker_start() {
-    let config = "[handler.'/worker_life']\nisolation = 'connection'\n";
+    let config = "process_timeout = '1m'\n[handler.'/worker_life']\nisolation = 'connection'\n";
     let server = serve_with(&["worker_life"], config);
     let mut two = [(); 2].map(|()| Raw::open(&server.address(), "/worker_life"));
     for raw in &mut two {
@@ -298,12 +298,12 @@ fn every_negative_result_is_logged_with_handler_callback_and_value() {
     let server = serve(&["negative", "negative_blocking"], &[]);
     for name in ["negative", "negative_blocking"] {
         let told = |callback: &str, value: &str, what: &str| {
-            let log = server.log();
-            let found = log.lines().any(|line| {
-                line.contains(&format!("{name}: {callback} of connection "))
-                    && line.contains(&format!(" returned {value}; {what}"))
+            until(&format!("{name}: {callback} {value} is logged"), || {
+                server.log().lines().any(|line| {
+                    line.contains(&format!("{name}: {callback} of connection "))
+                        && line.contains(&format!(" returned {value}; {what}"))
+                })
             });
-            assert!(found, "{name}: {callback} {value}\n{log}");
         };
         assert_eq!(answer(&server, &format!("/{name}?handshake"), "").status, 500);
         told("do_extra_handshake", "-7 (WS_E_LIMIT)", "answered with 500");

@@ -272,13 +272,13 @@ fn timers_and_posted_functions() {
     for name in BOTH {
         let mut raw = Raw::open(&server.address(), &format!("/{name}"));
         let begun = Instant::now();
-        raw.text("timer 40 late");
-        raw.text("timer 20 soon");
+        raw.text("timer 1200 late");
+        raw.text("timer 600 soon");
         assert_eq!([raw.next_text(), raw.next_text()], ["set_timer: 1", "set_timer: 2"], "{name}");
         assert_eq!(raw.next_text(), "timer: soon");
-        assert!(begun.elapsed() >= Duration::from_millis(20));
+        assert!(begun.elapsed() >= Duration::from_millis(600));
         assert_eq!(raw.next_text(), "timer: late");
-        assert!(begun.elapsed() >= Duration::from_millis(40));
+        assert!(begun.elapsed() >= Duration::from_millis(1200));
         assert_eq!(raw.ask("timer 100000 never"), "set_timer: 3");
         assert_eq!(raw.ask("clear_timer 3"), "clear_timer: 0");
         assert_eq!(raw.ask("clear_timer 3"), "clear_timer: -5", "{name}");
@@ -308,10 +308,7 @@ fn a_function_posted_to_a_connection_that_ends_is_still_called() {
         raw.text("abort");
         while raw.next().is_some() {}
         let mut other = Raw::open(&server.address(), &format!("/{name}"));
-        let begun = Instant::now();
-        while other.ask("posted") == "posted: 0 gone 0" {
-            assert!(begun.elapsed() < Duration::from_secs(10), "{name}");
-        }
+        crate::daemon::until("it has been called", || other.ask("posted") != "posted: 0 gone 0");
     }
 }
 
@@ -487,7 +484,7 @@ fn a_stale_id_is_gone_and_harmless() {
 
 #[test]
 fn a_handshake_is_finished_later_by_another_thread() {
-    let mut server = serve(&["late_accept", "late_blocking"], &["-o", "handshake_timeout=300ms"]);
+    let mut server = serve(&["late_accept", "late_blocking"], &["-o", "handshake_timeout=3s"]);
     let mut raw = Raw::connect(&server.address());
     let head = raw.upgrade("/late_accept?accept", "Sec-WebSocket-Protocol: late\r\n");
     assert_eq!(header(&head, "X-Late"), Some("yes"));
@@ -504,8 +501,8 @@ fn a_handshake_is_finished_later_by_another_thread() {
     drop(closed);
     let begun = Instant::now();
     assert_eq!(answer(&server, "/late_accept?never", "").status, 503);
-    assert!(begun.elapsed() >= Duration::from_millis(300));
-    assert_eq!(answer(&server, "/late_accept?accept=600", "").status, 503, "after the deadline");
+    assert!(begun.elapsed() >= Duration::from_secs(3));
+    assert_eq!(answer(&server, "/late_accept?accept=60000", "").status, 503, "after the deadline");
     // Peers that disconnect before: at once, and while the thread finishes it.
     for _ in 0..50 {
         let mut gone = Raw::connect(&server.address());

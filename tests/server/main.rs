@@ -71,6 +71,18 @@ fn serve(handlers: &[&str], args: &[&str]) -> Served {
     Served { server, _dir: dir }
 }
 
+/// Opens a WebSocket and sends frames in one piece with the request: however busy the machine is, the server does not
+/// wait for them.
+#[track_caller]
+fn open_with(server: &Server, resource: &str, frames: &[u8]) -> client::Raw {
+    let mut raw = client::Raw::connect(&server.address());
+    let head = format!("GET {resource} HTTP/1.1\r\nHost: a\r\n{}\r\n", client::UPGRADE);
+    raw.send(&[head.as_bytes(), frames].concat());
+    let head = raw.head();
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    raw
+}
+
 /// Bytes of a process's own memory.
 fn memory(pid: i32) -> u64 {
     daemon::memory_of(pid, "RssAnon") * 1024

@@ -133,8 +133,7 @@ fn what_is_due_when_a_worker_leaves_is_called() {
     let next = dir.handler("next/last_calls", &format!("{LAST_CALLS}\nint next;"));
     std::fs::rename(next, dir.path().join("last_calls_wsh.so")).unwrap();
     server.signal(Signal::SIGHUP);
-    until("the next worker serves", || server.log().matches(" is ready with ").count() == 2);
-    std::thread::sleep(std::time::Duration::from_millis(100));
+    server.says("reload: done"); // it has begun to leave
     raw.send(&message[8..]);
     assert_eq!(raw.next_text(), "moves at its end");
     until("the worker has left", || !is_alive(worker));

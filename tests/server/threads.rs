@@ -71,7 +71,8 @@ const HANDLER: &str = r#"
 fn serve() -> (Server, Dir) {
     let dir = Dir::new();
     dir.handler("threads", HANDLER);
-    (Server::start(&dir, &["--workers", "1"]), dir)
+    // No test waits for a Close frame that is not read.
+    (Server::start(&dir, &["--workers", "1", "-o", "close_timeout=10m"]), dir)
 }
 
 #[test]
@@ -108,10 +109,8 @@ fn a_pause_that_a_thread_has_asked_for_does_not_outlast_a_close() {
     let mut raw = Raw::open(&server.address(), "/threads");
     raw.text("pause, close");
     raw.expect_close(1000);
-    let begun = Instant::now();
     raw.frame(CLOSE, &close_payload(1000, ""));
     raw.expect_end();
-    assert!(begun.elapsed() < Duration::from_secs(3), "the peer's Close frame was not read");
     server.stop();
 }
 
@@ -132,8 +131,8 @@ fn no_timer_runs_after_an_abort() {
         raw.text("two timers");
         raw.expect_end();
     }
-    assert!(!server.log().contains("a timer after ws_abort"), "{}", server.log());
     server.stop();
+    assert!(!server.log().contains("a timer after ws_abort"), "{}", server.log());
 }
 
 /// Changes its subscriptions more often than commands of a connection are counted, and then tells of it.
@@ -189,10 +188,11 @@ fn what_a_timer_of_the_worker_sends_goes_out_at_once() {
     let (mut server, _dir) = serve();
     let mut raw = Raw::open(&server.address(), "/threads");
     let begun = Instant::now();
-    for _ in 0..5 {
+    // Each would wait for a heartbeat, which comes once in a second.
+    for _ in 0..30 {
         assert_eq!(raw.ask("timer"), "tick");
     }
-    assert!(begun.elapsed() < Duration::from_millis(2500), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
     server.stop();
 }
 
