@@ -367,11 +367,7 @@ impl Host for ThreadHost {
     }
 
     fn clear_timer(&self, conn: u64, timer: i64) -> i32 {
-        match of(conn, |current| current.timers.clear(timer)) {
-            Some(true) => WS_OK,
-            Some(false) => WS_E_INVALID,
-            None => WS_E_GONE,
-        }
+        of(conn, |current| current.timers.clear(timer)).unwrap_or(WS_E_GONE)
     }
 
     fn post(&self, conn: u64, task: Task) -> i32 {

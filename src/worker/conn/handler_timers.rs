@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ::ws_handler::raw::WS_E_LIMIT;
+use ::ws_handler::raw::{WS_E_INVALID, WS_E_LIMIT, WS_OK};
 
 use crate::ffi::host::Task;
 use crate::time::Instant;
@@ -37,10 +37,10 @@ impl HandlerTimers {
         self.last_number
     }
 
-    /// Clears a timer; false if it is not set.
-    pub fn clear(&mut self, timer: i64) -> bool {
+    /// Clears a timer; `WS_OK`, or `WS_E_INVALID` if it is not set.
+    pub fn clear(&mut self, timer: i64) -> i32 {
         let index = self.waiting.iter().position(|known| known.number == timer);
-        index.map(|index| self.waiting.swap_remove(index)).is_some()
+        index.map(|index| self.waiting.swap_remove(index)).map_or(WS_E_INVALID, |_| WS_OK)
     }
 
     /// When the next one expires.

@@ -214,9 +214,9 @@ impl EventLoop for LoopTasks {
 
     fn clear_timer(&self, handler: u16, timer: i64) -> i32 {
         let mut timers = self.timers.borrow_mut();
-        let cleared = timers.get_mut(&handler).is_some_and(|own| own.clear(timer));
+        let cleared = timers.get_mut(&handler).map_or(WS_E_INVALID, |own| own.clear(timer));
         self.next.set(next_of(&timers));
-        if cleared { WS_OK } else { WS_E_INVALID }
+        cleared
     }
 
     fn watch(&self, handler: u16, fd: RawFd, events: u32, ready: Ready) -> i32 {

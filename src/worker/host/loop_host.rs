@@ -118,11 +118,7 @@ impl Host for LoopHost {
             Some(handshake) => handshake.carry(|carried| carried.timers.clear(timer)),
             None => self.conns.with_open(conn, |_, open| open.extra().timers.clear(timer)),
         };
-        match cleared {
-            Some(true) => WS_OK,
-            Some(false) => WS_E_INVALID,
-            None => WS_E_GONE,
-        }
+        cleared.unwrap_or(WS_E_GONE)
     }
 
     fn post(&self, conn: u64, task: Task) -> i32 {
