@@ -22,7 +22,7 @@ use crate::worker::base::poll::{BUS, READABLE, WRITABLE};
 use crate::worker::base::progress::Progress;
 use crate::worker::conn::connections::Conns;
 use crate::worker::topics::connected::Connected;
-use crate::worker::topics::subscriptions::{BusState, Subscriptions};
+use crate::worker::topics::subscriptions::Subscriptions;
 use crate::worker::topics::table::{Delivered, Recipients};
 use crate::worker::topics::travelling::{Subscription, Traveller};
 
@@ -209,13 +209,14 @@ impl Link {
         let mut connected = self.connected.borrow_mut();
         let Some(connected) = connected.as_mut() else { return };
         let mut shared = self.subscriptions.lock();
-        let BusState { table, out, socket, .. } = &mut *shared;
+        let is_heard = shared.socket.is_some();
+        let (table, out) = shared.requests();
         if table.has_chores() {
             let is_free = |conn| self.conns.is_unfragmented(conn);
-            let free = table.unblock(is_free, out.tail());
+            let free = table.unblock(is_free, out);
             free.into_iter().for_each(|conn| self.renew_record(conn, table.export(conn)));
-            if socket.is_some() {
-                table.tell_counts(out.tail());
+            if is_heard {
+                table.tell_counts(out);
             }
             self.conns.metrics.lane.present().subscriptions.set(table.len() as u64);
         }
@@ -235,12 +236,12 @@ impl Link {
     pub fn renew(&self, id: u64) {
         let is_open = self.conns.with_open(id, |_, open| !open.over) == Some(true);
         let mut shared = self.subscriptions.lock();
-        let BusState { table, out, renewed, .. } = &mut *shared;
-        renewed.remove(&id);
+        shared.renewed.remove(&id);
+        let (table, out) = shared.requests();
         if is_open {
             self.renew_record(id, table.export(id));
         } else {
-            table.leave(id, out.tail());
+            table.leave(id, out);
         }
     }
 
@@ -253,8 +254,8 @@ impl Link {
         let gone = std::mem::take(&mut self.conns.core.borrow_mut().unsubscribed);
         if !gone.is_empty() {
             let mut shared = self.subscriptions.lock();
-            let BusState { table, out, .. } = &mut *shared;
-            gone.into_iter().for_each(|id| table.leave(id, out.tail()));
+            let (table, out) = shared.requests();
+            gone.into_iter().for_each(|id| table.leave(id, out));
         }
     }
 
@@ -266,8 +267,8 @@ impl Link {
         let Some(scope) = self.subscriptions.scope_of(handler) else { return };
         self.subscriptions.set_used();
         let mut shared = self.subscriptions.lock();
-        let BusState { table, out, .. } = &mut *shared;
-        let left_out = table.arrive(id, scope, &traveller.settle(seen), out.tail());
+        let (table, out) = shared.requests();
+        let left_out = table.arrive(id, scope, &traveller.settle(seen), out);
         if left_out > 0 {
             log::error!(
                 "connection {id:x}: lost {left_out} subscriptions: more than topics_per_connection, or than topics_max \
@@ -391,11 +392,9 @@ impl Link {
         let Delivered { last, changed, slow } = shared.table.deliver(*whom, *position, deliver, is_late);
         changed.into_iter().for_each(|id| self.renew_record(id, shared.table.export(id)));
         if last.is_none() {
-            let BusState { table, out, .. } = &mut *shared;
+            let (table, out) = shared.requests();
             let size = message.size() as u32;
-            message
-                .compressed_here()
-                .for_each(|form| table.want_compressed(whom.topic, form, size, out.tail()));
+            message.compressed_here().for_each(|form| table.want_compressed(whom.topic, form, size, out));
         }
         drop(shared);
         self.note_missed(&slow, 1);

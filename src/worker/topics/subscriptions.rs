@@ -27,7 +27,7 @@ pub struct BusState {
     /// All subscriptions.
     pub table: SubscriptionTable,
     /// What is queued for the bus.
-    pub out: Outgoing,
+    out: Outgoing,
     /// To the bus, as long as it receives.
     pub socket: Option<Arc<OwnedFd>>,
     /// Messages put into `out` for the present bus.
@@ -36,8 +36,6 @@ pub struct BusState {
     unsent: HashSet<u64>,
     /// In shared memory, for the supervisor if this process dies: messages in `out`.
     unpublished: &'static Count,
-    /// The last number given to a connection.
-    last_number: u64,
     /// Connections whose subscriptions have changed, and that the event loop has been told of.
     pub renewed: HashSet<u64>,
 }
@@ -45,15 +43,19 @@ pub struct BusState {
 impl BusState {
     fn new(bounds: TopicBounds, last_number: u64, unpublished: &'static Count) -> Self {
         BusState {
-            table: SubscriptionTable::new(bounds),
+            table: SubscriptionTable::new(bounds, last_number),
             out: Outgoing::default(),
             socket: None,
             published: 0,
             unsent: HashSet::new(),
             unpublished,
-            last_number,
             renewed: HashSet::new(),
         }
+    }
+
+    /// The subscriptions, and where requests for the bus go.
+    pub fn requests(&mut self) -> (&mut SubscriptionTable, &mut Vec<u8>) {
+        (&mut self.table, self.out.tail())
     }
 
     /// Introduces this worker to a new bus: all subscriptions, then the messages that were published while there was
@@ -144,13 +146,11 @@ impl Subscriptions {
         Subscriptions { shared, scopes, bounds, commands, metrics, is_used: AtomicBool::new(false) }
     }
 
-    /// Whether topics were ever used.
     #[inline]
     pub fn is_used(&self) -> bool {
         self.is_used.load(Ordering::Relaxed)
     }
 
-    /// Topics are used from now on.
     pub fn set_used(&self) {
         self.is_used.store(true, Ordering::Relaxed);
     }
@@ -160,7 +160,6 @@ impl Subscriptions {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The scope of a handler's topics.
     pub fn scope_of(&self, handler: u16) -> Option<&str> {
         self.scopes.get(usize::from(handler)).map(String::as_str)
     }
@@ -197,22 +196,17 @@ impl Topics for Subscriptions {
         let Some(handler) = self.commands.handler_of(conn) else { return WS_E_GONE };
         let key = self.key(handler, topic).filter(|_| flags & !WS_DROP == 0);
         let Some(key) = key else { return WS_E_INVALID };
-        let mut shared = self.lock();
-        let BusState { table, out, last_number, .. } = &mut *shared;
-        let number = || {
-            // 0 is nobody's.
-            *last_number = last_number.wrapping_add(1).max(1);
-            *last_number
-        };
         let wanted = Subscription { from: clock::now().as_nanos(), flags: flags as u8 };
-        if table.subscribe(conn, &key, wanted, number, out.tail()).is_err() {
+        let mut shared = self.lock();
+        let (table, out) = shared.requests();
+        if table.subscribe(conn, &key, wanted, None, out).is_err() {
             return WS_E_LIMIT;
         }
         // In the record of the connection, it moves along. If the connection has ended, so does the subscription.
         let result = self.renew(&mut shared, conn);
         if result != WS_OK {
-            let BusState { table, out, .. } = &mut *shared;
-            table.leave(conn, out.tail());
+            let (table, out) = shared.requests();
+            table.leave(conn, out);
         }
         self.send(shared);
         result
@@ -222,8 +216,8 @@ impl Topics for Subscriptions {
         let Some(handler) = self.commands.handler_of(conn) else { return WS_E_GONE };
         let Some(key) = self.key(handler, topic) else { return WS_E_INVALID };
         let mut shared = self.lock();
-        let BusState { table, out, .. } = &mut *shared;
-        if !table.unsubscribe(conn, &key, out.tail()) {
+        let (table, out) = shared.requests();
+        if !table.unsubscribe(conn, &key, out) {
             return WS_E_INVALID;
         }
         let _ = self.renew(&mut shared, conn); // it may have ended
@@ -281,11 +275,11 @@ mod tests {
         let mut shared = BusState::new(bounds, 0, Box::leak(Box::default()));
         let wanted = Subscription { from: 7, flags: 0 };
         let message = Publication { but: 0, kind: 1, compress: false, payload: b"x" };
-        let BusState { table, out, .. } = &mut shared;
-        table.subscribe(1, "/chat\0a", wanted, || 1, out.tail()).unwrap();
-        Request::Publish { time: 1, key: "/chat\0a", message }.append_to(out.tail());
-        table.unsubscribe(1, "/chat\0a", out.tail());
-        table.subscribe(1, "/chat\0a", wanted, || 1, out.tail()).unwrap();
+        let (table, out) = shared.requests();
+        table.subscribe(1, "/chat\0a", wanted, None, out).unwrap();
+        Request::Publish { time: 1, key: "/chat\0a", message }.append_to(out);
+        table.unsubscribe(1, "/chat\0a", out);
+        table.subscribe(1, "/chat\0a", wanted, None, out).unwrap();
         shared.begin_anew(0);
         let mut said = Incoming::of(shared.out.take());
         let mut next =

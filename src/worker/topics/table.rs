@@ -34,6 +34,8 @@ pub struct SubscriptionTable {
     members: HashMap<u64, Member>,
     last_topic: u32,
     last_ticket: u32,
+    /// The last number given to a connection.
+    last_number: u64,
     /// Topics whose number of subscribers may have changed.
     recount: Vec<u32>,
     /// Topic and connection of each subscription that waits for the end of a fragmented message.
@@ -42,7 +44,8 @@ pub struct SubscriptionTable {
 }
 
 impl SubscriptionTable {
-    pub fn new(bounds: TopicBounds) -> Self {
+    /// An empty one. Numbers of connections follow `last_number`, which is another one in each worker.
+    pub fn new(bounds: TopicBounds, last_number: u64) -> Self {
         SubscriptionTable {
             bounds,
             topics: HashMap::new(),
@@ -50,6 +53,7 @@ impl SubscriptionTable {
             members: HashMap::new(),
             last_topic: 0,
             last_ticket: 0,
+            last_number,
             recount: Vec::new(),
             blocked: Vec::new(),
             subscriptions: 0,
@@ -61,14 +65,14 @@ impl SubscriptionTable {
         self.subscriptions
     }
 
-    /// Subscribes a connection to messages after `wanted.from`, or changes the flags of a subscription. `number` gives
-    /// a new connection its number. Requests to the bus are appended to `out`.
+    /// Subscribes a connection to messages after `wanted.from`, or changes the flags of a subscription. `number` is that
+    /// of a connection which has one from elsewhere. Requests to the bus are appended to `out`.
     pub fn subscribe(
         &mut self,
         conn: u64,
         key: &str,
         wanted: Subscription,
-        number: impl FnOnce() -> u64,
+        number: Option<u64>,
         out: &mut Vec<u8>,
     ) -> Result<(), Full> {
         let known = self.numbers.get(key).copied();
@@ -86,7 +90,10 @@ impl SubscriptionTable {
             return Err(Full);
         }
         let topic = known.unwrap_or_else(|| self.add_topic(key));
-        let member = || Member { number: number(), topics: Vec::new(), missed: 0 };
+        let member = || {
+            self.last_number = self.last_number.wrapping_add(1).max(1); // 0 is nobody's
+            Member { number: number.unwrap_or(self.last_number), topics: Vec::new(), missed: 0 }
+        };
         self.members.entry(conn).or_insert_with(member).topics.push(topic);
         self.subscriptions += 1;
         self.recount.push(topic);
@@ -254,7 +261,6 @@ impl SubscriptionTable {
         whom
     }
 
-    /// Other workers have this many subscribers.
     pub fn set_others(&mut self, number: u32, count: u32) {
         self.topics.get_mut(&number).into_iter().for_each(|topic| topic.others = count);
     }
@@ -374,7 +380,7 @@ impl SubscriptionTable {
         let mut left_out = 0;
         for Travelling { subscription, name, .. } in &traveller.subscriptions {
             let key = key_of(scope, name);
-            let result = self.subscribe(conn, &key, *subscription, || traveller.number, out);
+            let result = self.subscribe(conn, &key, *subscription, Some(traveller.number), out);
             left_out += usize::from(result.is_err());
         }
         if traveller.missed > 0 {

@@ -16,7 +16,6 @@ pub struct Subscription {
 pub struct Travelling<'a> {
     /// Not live: it has seen nothing after `from`.
     pub waits: bool,
-    /// The subscription itself.
     pub subscription: Subscription,
     /// Of the topic, without its scope.
     pub name: &'a str,
@@ -50,12 +49,10 @@ pub struct Traveller<'a> {
     pub number: u64,
     /// Missed messages that its handler has not asked for.
     pub missed: u64,
-    /// Its subscriptions.
     pub subscriptions: Vec<Travelling<'a>>,
 }
 
 impl<'a> Traveller<'a> {
-    /// As bytes.
     pub fn write(&self) -> Vec<u8> {
         let mut bytes = [self.number.to_ne_bytes(), self.missed.to_ne_bytes()].concat();
         self.subscriptions.iter().for_each(|subscription| subscription.append_to(&mut bytes));

@@ -12,12 +12,12 @@ struct Worker {
 impl Worker {
     fn new() -> Self {
         let bounds = TopicBounds { per_connection: 2, topics: 3, ..TopicBounds::default() };
-        Worker { table: SubscriptionTable::new(bounds), out: Vec::new() }
+        Worker { table: SubscriptionTable::new(bounds, 0), out: Vec::new() }
     }
 
     fn subscribe(&mut self, conn: u64, from: u64) -> Result<(), Full> {
         let wanted = Subscription { from, flags: 0 };
-        self.table.subscribe(conn, KEY, wanted, || conn + 1000, &mut self.out)
+        self.table.subscribe(conn, KEY, wanted, Some(conn + 1000), &mut self.out)
     }
 
     /// What the bus is told, in short.
@@ -213,7 +213,7 @@ fn counts_and_bounds() {
     assert_eq!((worker.table.len(), worker.table.topics.len(), worker.table.members.len()), (0, 0, 0));
     let mut subscribe = |conn, key| {
         let wanted = Subscription { from: 0, flags: 0 };
-        worker.table.subscribe(conn, key, wanted, || conn, &mut worker.out)
+        worker.table.subscribe(conn, key, wanted, Some(conn), &mut worker.out)
     };
     assert_eq!(
         [subscribe(1, "s\0a"), subscribe(1, "s\0b"), subscribe(1, "s\0c")],
