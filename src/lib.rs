@@ -28,4 +28,4 @@ pub mod service;
 pub mod settings;
 pub mod supervisor;
 pub mod time;
-pub mod worker;
+mod worker;

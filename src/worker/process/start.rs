@@ -1,4 +1,4 @@
-//! What a worker is given by the supervisor.
+//! What a worker begins with.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -18,17 +18,13 @@ use crate::worker::host::handlers::Loaded;
 
 /// What a worker is given by the supervisor, just after fork.
 pub struct Start {
-    /// The configuration.
     pub config: Arc<Config>,
-    /// The handlers to load.
     pub routes: Arc<Routes>,
-    /// Numbers of those that are not to be loaded: workers have died in them at the start.
+    /// Numbers of handlers that are not to be loaded: workers have died in them at the start.
     pub skipped: Vec<u16>,
-    /// The sockets to accept from.
     pub listeners: Vec<Arc<Listener>>,
     /// Where gateways leave connections, if this worker takes them.
     pub gateways: Option<OwnedFd>,
-    /// The memory that it shares with other processes.
     pub shared: Shared,
     /// This worker's slot.
     pub slot: usize,
@@ -65,7 +61,6 @@ impl Start {
         report.ok_or_else(|| io::Error::other("no such slot for crash reports"))
     }
 
-    /// Loads the handlers.
     pub fn load(&self) -> io::Result<Loaded> {
         let control = self.control.as_fd().as_raw_fd();
         Loaded::load(&self.config, &self.routes, &self.skipped, self.record()?, self.report()?, control)
