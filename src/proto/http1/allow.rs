@@ -7,7 +7,6 @@ use crate::proto::http1::authority::{Authority, port_of};
 /// An origin (RFC 6454): `https://example.com`, `https://*.example.com:8443`, `null`, or `*` for all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OriginRule {
-    /// All.
     Any,
     /// What browsers send for pages without an origin that can be told.
     Null,

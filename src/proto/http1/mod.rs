@@ -8,10 +8,10 @@
 //! - [`authority`][]: host and port of a request (RFC 3986 3.2)
 //! - [`allow`][]: allowed origins and hosts
 
-pub mod allow;
-pub mod authority;
-pub mod field;
-pub mod forwarded;
+pub(crate) mod allow;
+pub(crate) mod authority;
+pub(crate) mod field;
+pub(crate) mod forwarded;
 pub mod head;
 pub mod proxy;
-pub mod target;
+pub(crate) mod target;

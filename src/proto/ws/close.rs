@@ -3,9 +3,7 @@
 
 use crate::proto::ws::utf8;
 
-/// A deliberate, normal end (RFC 6455 7.4.1, as all of these).
-pub const NORMAL: u16 = 1000;
-/// An endpoint goes away: a server going down, a limit on idleness.
+/// An endpoint goes away: a server going down, a limit on idleness (RFC 6455 7.4.1, as all of these).
 pub const GOING_AWAY: u16 = 1001;
 /// The peer broke the protocol.
 pub const PROTOCOL_ERROR: u16 = 1002;

@@ -152,7 +152,7 @@ impl Connection {
     /// instead of gathering whole ones.
     pub fn new(now: Instant, deflate: Option<Deflate>, stream: bool) -> Self {
         Connection {
-            decoder: Decoder::new(),
+            decoder: Decoder::default(),
             deflate: deflate.map(Box::new),
             last_received: now,
             last_message: now,
@@ -278,7 +278,7 @@ impl Connection {
 
     /// Fails the connection for a reason that the peer is not to blame for, and forgets the message that is incomplete.
     pub fn give_up(&mut self, code: u16, why: &'static str, io: &mut Io) -> Event {
-        self.decoder = Decoder::new();
+        self.decoder = Decoder::default();
         self.fail(Violation { code, why }, io)
     }
 
@@ -450,7 +450,7 @@ impl Connection {
     /// Gives back what is held: nothing more is decoded or sent.
     fn finish(&mut self, codecs: &mut Codecs) {
         self.close_state = CloseState::Finished;
-        self.decoder = Decoder::new();
+        self.decoder = Decoder::default();
         self.rare = None;
         if let Some(deflate) = &mut self.deflate {
             deflate.reset(codecs);

@@ -15,28 +15,13 @@ use std::ops::Range;
 pub enum Decoded {
     /// All of the input is used up.
     NeedMore,
-    /// A whole message (`first` and `last`), or in a stream a part of one.
-    Data {
-        /// Of the message.
-        kind: Kind,
-        /// The message begins here.
-        first: bool,
-        /// The message ends here.
-        last: bool,
-        /// It came compressed.
-        compressed: bool,
-        /// Inflated; a part of a text may end within a character.
-        body: Body,
-    },
+    /// A whole message (`first` and `last`), or in a stream a part of one, inflated if it came `compressed`; a part of a
+    /// text may end within a character.
+    Data { kind: Kind, first: bool, last: bool, compressed: bool, body: Body },
     /// A fragment without an octet, neither the first of its message nor the last.
     Empty,
-    /// A control frame.
-    Control {
-        /// Close, Ping or Pong.
-        opcode: Opcode,
-        /// At most 125 octets.
-        body: Body,
-    },
+    /// Close, Ping or Pong, with at most 125 octets.
+    Control { opcode: Opcode, body: Body },
 }
 
 /// What decoding needs besides the input.
@@ -100,11 +85,6 @@ struct Incomplete {
 }
 
 impl Decoder {
-    /// Before the first frame.
-    pub fn new() -> Self {
-        Decoder { partial: None }
-    }
-
     /// Neither a frame nor a message is incomplete.
     #[inline]
     pub fn is_between_messages(&self) -> bool {

@@ -12,7 +12,7 @@
 //! - [`close`][]: codes and bodies of Close frames (RFC 6455 5.5.1, 7.4)
 //! - [`connection`][]: the state machine on top: messages, pings, closing, time
 
-pub mod close;
+pub(crate) mod close;
 pub mod connection;
 pub mod deflate;
 pub mod extension;
@@ -20,6 +20,6 @@ pub mod frame;
 pub mod handshake;
 pub mod limits;
 pub mod mask;
-pub mod message;
-pub mod payload;
+pub(crate) mod message;
+pub(crate) mod payload;
 pub mod utf8;
