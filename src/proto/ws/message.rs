@@ -15,8 +15,8 @@ use std::ops::Range;
 pub enum Decoded {
     /// All of the input is used up.
     NeedMore,
-    /// A whole message (`first` and `last`), or in a stream a part of one, inflated if it came `compressed`; a part of a
-    /// text may end within a character.
+    /// A whole message (`first` and `last`), or in a stream a part of one, inflated if it came `compressed`; a part of
+    /// a text may end within a character.
     Data { kind: Kind, first: bool, last: bool, compressed: bool, body: Body },
     /// A fragment without an octet, neither the first of its message nor the last.
     Empty,

@@ -150,7 +150,7 @@ impl Conns {
         conn.since = self.now().seconds();
         let id = core.table.add(conn).map_err(|socket| {
             let most = core.table.len();
-            log::warn!("a connection finds no room here: this worker has {most} already (max_connections)");
+            log::warn!("a connection finds no room here: this worker has {most} already");
             self.presence.release();
             socket
         })?;

@@ -65,8 +65,8 @@ impl SubscriptionTable {
         self.subscriptions
     }
 
-    /// Subscribes a connection to messages after `wanted.from`, or changes the flags of a subscription. `number` is that
-    /// of a connection which has one from elsewhere. Requests to the bus are appended to `out`.
+    /// Subscribes a connection to messages after `wanted.from`, or changes the flags of a subscription. `number` is
+    /// that of a connection which has one from elsewhere. Requests to the bus are appended to `out`.
     pub fn subscribe(
         &mut self,
         conn: u64,
