@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bus::Bus;
 use super::child::exit_child;
+use super::generation::Sockets;
 use super::policy::rolling_restart::{self, Step};
 use super::policy::upgrade::{self as policy, Action, Event};
 use super::processes::{GRACE, Process, READY, Role};
@@ -90,7 +91,7 @@ impl Predecessor {
 
     /// What goes on: the listening sockets, where gateways leave connections, those of the old executable too, and
     /// where workers meet the bus.
-    pub fn inherited(&self) -> io::Result<(Vec<Arc<Listener>>, Option<SocketQueue>, Option<Bus>)> {
+    pub fn inherited(&self) -> io::Result<(Sockets, Option<SocketQueue>, Option<Bus>)> {
         setsockopt(&self.0, sockopt::ReceiveTimeout, &TimeVal::seconds(10))?;
         let mut received = Received::default();
         while !received.take(self.0.as_fd())? {}
