@@ -387,9 +387,13 @@ fn close_closes_one_connection_with_the_code() {
     }
     let id_of = |client: &client::Client| {
         let peer = client.get_ref().local_addr().unwrap().to_string();
-        let list = this.connections();
-        let entry =
-            list["connections"].as_array().unwrap().iter().find(|entry| entry["peer"] == peer).cloned();
+        let mut entry = None;
+        until("it is listed", || {
+            let list = this.connections();
+            let mut all = list["connections"].as_array().unwrap().iter();
+            entry = all.find(|entry| entry["peer"] == peer).cloned();
+            entry.is_some()
+        });
         entry.unwrap()["id"].as_str().unwrap().to_owned()
     };
     let mut third = clients.remove(2);
@@ -791,8 +795,7 @@ fn idle_clients_and_clients_that_do_not_read_do_not_delay_others() {
         idle.push(stream);
     }
     // Others are served meanwhile.
-    let status = this.json(&["status"]);
-    assert_eq!(status["pools"][0]["connections"], 150);
+    until("all are counted", || this.json(&["status"])["pools"][0]["connections"] == 150);
     assert_eq!(clients[77].ask("hello"), "hello");
     // When all places are taken, idle clients are dropped after five seconds.
     idle.extend((0..4).map(|_| this.connect()));

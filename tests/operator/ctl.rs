@@ -26,16 +26,16 @@ fn two_handlers() -> Dir {
 fn connections_are_closed_by_filter() {
     let mut operated = Operated::start_in(two_handlers(), &["--workers", "2"]);
     let (mut echo, mut other) = clients(&operated);
-    operated.closes(&["--handler", "echo", "--user", "nobody"], "0 connections are being closed\n");
-    operated.closes(&["--handler", "other", "--code", "4000"], "2 connections are being closed\n");
+    operated.closes(&["--handler", "echo", "--user", "nobody"], 0);
+    operated.closes(&["--handler", "other", "--code", "4000"], 2);
     assert!(other.iter_mut().all(|client| close_of(client).0 == 4000));
     let mut one = echo.remove(0);
     let peer = one.get_ref().local_addr().unwrap().to_string();
-    operated.closes(&["--peer", &peer], "1 connection is being closed\n");
+    operated.closes(&["--peer", &peer], 1);
     assert_eq!(close_of(&mut one).0, 1001);
     assert!(echo.iter_mut().all(|client| ask(client, "still here") == "still here"));
     let rest = ["--peer", "127.0.0.0/8", "--resource", "/echo"];
-    operated.closes(&rest, "2 connections are being closed\n");
+    operated.closes(&rest, 2);
     assert!(echo.iter_mut().all(|client| close_of(client).0 == 1001));
     operated.server.says("requests: close all of peer 127.0.0.0/8, resource /echo with 1001");
     operated.server.stop();
@@ -64,11 +64,15 @@ fn connections_are_listed_by_filter_and_sorted() {
             .map(|entry| entry["handler"].as_str().unwrap().to_owned())
             .collect()
     };
-    assert_eq!(handlers(&["--handler", "other"]), ["other", "other"]);
+    // One that moves from one worker to another at that moment is in no list.
+    until("the two others are listed", || handlers(&["--handler", "other"]) == ["other", "other"]);
     assert_eq!(handlers(&["--resource", "/ec*"]).len(), 0, "a prefix ends with a slash");
-    assert_eq!(handlers(&["--sort", "handler"]), ["echo", "echo", "echo", "other", "other"]);
-    let limited = list(&["--sort", "age", "--limit", "2"]);
-    assert_eq!((limited["connections"].as_array().unwrap().len(), &limited["left_out"]), (2, &3.into()));
+    let all = ["echo", "echo", "echo", "other", "other"];
+    until("they are sorted", || handlers(&["--sort", "handler"]) == all);
+    until("two of them are listed", || {
+        let limited = list(&["--sort", "age", "--limit", "2"]);
+        limited["connections"].as_array().unwrap().len() == 2 && limited["left_out"] == 3
+    });
     let ages: Vec<f64> = list(&["--sort", "age"])["connections"]
         .as_array()
         .unwrap()
