@@ -148,11 +148,10 @@ impl Conns {
     pub fn add(&self, mut conn: Conn) -> Result<u64, Socket> {
         let core = &mut *self.core.borrow_mut();
         conn.since = self.now().seconds();
-        let id = core.table.add(conn).map_err(|socket| {
+        let id = core.table.add(conn).inspect_err(|_| {
             let most = core.table.len();
             log::warn!("a connection finds no room here: this worker has {most} already");
             self.presence.release();
-            socket
         })?;
         let watched = core.table.get(id).map(|conn| self.poll.add_for(&conn.socket, id, conn.watched));
         if let Some(Err(error)) = watched
