@@ -47,7 +47,7 @@ fn sequential_connections_are_shared_evenly() {
 
 #[test]
 fn while_a_worker_is_in_a_handler_the_others_do_not_wait_for_it() {
-    let mut server = serve_four(&["echo", "turns"], &[]);
+    let mut server = serve_four(&["echo", "turns"], &["-o", "handler_timeout=10m"]);
     let dir = tempfile::tempdir().unwrap();
     let go = dir.path().join("go");
     let mut busy = Raw::open(&server.address(), "/turns");
@@ -68,7 +68,7 @@ fn while_a_worker_is_in_a_handler_the_others_do_not_wait_for_it() {
 
 #[test]
 fn a_stopped_worker_is_not_waited_for() {
-    let mut server = serve_four(&["echo"], &[]);
+    let mut server = serve_four(&["echo"], &["-o", "worker_timeout=10m"]);
     let first = open(&server);
     let stopped = server.workers()[0];
     kill(Pid::from_raw(stopped), Signal::SIGSTOP).unwrap();
