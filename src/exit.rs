@@ -42,7 +42,8 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Why a command fails: its exit code and the message; [`Exit::Ok`] if only the reader of its output has gone.
+/// Why a server cannot start or a command fails: its exit code and the message; [`Exit::Ok`] if only the reader of its
+/// output has gone.
 #[derive(Debug)]
 pub struct Failure(pub Exit, pub String);
 

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use wshd::cli::{self, Command};
 use wshd::config::Config;
-use wshd::exit::Exit;
+use wshd::exit::{Exit, Failure};
 use wshd::fleet::process::title;
 use wshd::fleet::process::wipe;
 use wshd::handlers::program;
@@ -75,7 +75,7 @@ fn serve(
     spawn::close_inherited(&kept.collect::<Vec<_>>());
     let mut daemon = match Daemon::start(&config.daemon, predecessor.is_some()) {
         Ok(daemon) => daemon,
-        Err((exit, why)) => return failed(exit, &why),
+        Err(Failure(exit, why)) => return failed(exit, &why),
     };
     if let Err(error) = sink::start(&config.log) {
         let exit = failed(Exit::Config, &error);

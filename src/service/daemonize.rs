@@ -11,10 +11,9 @@ use nix::fcntl::OFlag;
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, fork, pipe2, setsid};
 
-use super::StartError;
 use super::pid_file::PidFile;
 use crate::config;
-use crate::exit::Exit;
+use crate::exit::{Exit, Failure};
 
 /// The server as a daemon. The default has neither caller nor pid file: that of a worker.
 #[derive(Debug, Default)]
@@ -37,13 +36,13 @@ impl Daemon {
     /// Goes to the background if configured, and checks that there can be a pid file. Call it in a process with one
     /// thread, and tell [`ended`](Self::ended) how it ends. `is_successor`: this process was started by the server that
     /// it replaces, which is in the background and holds the pid file.
-    pub fn start(settings: &config::Daemon, is_successor: bool) -> Result<Self, StartError> {
+    pub fn start(settings: &config::Daemon, is_successor: bool) -> Result<Self, Failure> {
         let caller = (settings.detach && !is_successor).then(detach).transpose().map_err(not_detached)?;
         let mut daemon =
             Self { caller, pid_path: settings.pid_file.clone(), is_successor, ..Self::default() };
         let check = if is_successor { PidFile::check_directory } else { PidFile::check };
         let checked = settings.pid_file.as_deref().map_or(Ok(()), check);
-        checked.inspect_err(|(exit, _)| daemon.tell(exit.code() as u8)).map(|()| daemon)
+        checked.inspect_err(|Failure(exit, _)| daemon.tell(exit.code() as u8)).map(|()| daemon)
     }
 
     /// Whether what goes to the standard streams is read by nobody, or soon will be.
@@ -52,7 +51,7 @@ impl Daemon {
     }
 
     /// Places the pid file. Call it before anybody is told that the server is ready.
-    pub fn place_pid_file(&mut self) -> Result<(), StartError> {
+    pub fn place_pid_file(&mut self) -> Result<(), Failure> {
         let Some(path) = &self.pid_path else { return Ok(()) };
         let placed = if self.is_successor { PidFile::take_over(path) } else { PidFile::place(path) };
         self.pid_file = Some(placed?);
@@ -60,7 +59,7 @@ impl Daemon {
     }
 
     /// The server is ready: lets the caller go and leaves its terminal.
-    pub fn ready(&mut self) -> Result<(), StartError> {
+    pub fn ready(&mut self) -> Result<(), Failure> {
         self.is_ready = true;
         if self.caller.is_some() {
             leave_streams().map_err(not_detached)?;
@@ -75,7 +74,7 @@ impl Daemon {
     }
 
     /// Has the pid file name this process again if a successor, which has failed, has put its own there.
-    pub fn rewrite_pid_file(&mut self) -> Result<(), StartError> {
+    pub fn rewrite_pid_file(&mut self) -> Result<(), Failure> {
         if let (Some(path), Some(false)) = (&self.pid_path, self.pid_file.as_ref().map(PidFile::is_there)) {
             self.pid_file = Some(PidFile::take_over(path)?);
         }
@@ -101,8 +100,8 @@ impl Daemon {
     }
 }
 
-fn not_detached(error: io::Error) -> StartError {
-    (Exit::Internal, format!("cannot go to the background: {error}"))
+fn not_detached(error: io::Error) -> Failure {
+    Failure(Exit::Internal, format!("cannot go to the background: {error}"))
 }
 
 /// Leaves the session and the directory. Returns in the daemon; the process that was called waits to be told how it

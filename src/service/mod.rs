@@ -14,11 +14,6 @@ use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 
-use crate::exit::Exit;
-
-/// What keeps a server from starting: how it ends, and why.
-pub type StartError = (Exit, String);
-
 /// Opens /dev/null, which a root directory may lack: the error names it.
 pub fn open_null() -> io::Result<File> {
     const NULL: &str = "/dev/null";

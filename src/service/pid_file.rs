@@ -12,8 +12,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::unistd::{AccessFlags, eaccess};
 use tempfile::{Builder, NamedTempFile};
 
-use super::StartError;
-use crate::exit::Exit;
+use crate::exit::{Exit, Failure};
 
 /// The pid file of a server that serves.
 #[derive(Debug)]
@@ -28,7 +27,7 @@ const TRIES: u32 = 8;
 
 impl PidFile {
     /// Whether no other server holds the file, and one can be made in its directory. Leaves nothing there.
-    pub fn check(path: &Path) -> Result<(), StartError> {
+    pub fn check(path: &Path) -> Result<(), Failure> {
         match open(path).and_then(|file| try_lock(&file)).map_err(|error| not_written(path, &error))? {
             Some(holder) => Err(held(path, holder)),
             None => Self::check_directory(path),
@@ -36,13 +35,13 @@ impl PidFile {
     }
 
     /// Whether a file can be made in its directory.
-    pub fn check_directory(path: &Path) -> Result<(), StartError> {
+    pub fn check_directory(path: &Path) -> Result<(), Failure> {
         let check = |directory| Ok(eaccess(directory, AccessFlags::W_OK | AccessFlags::X_OK)?);
         directory(path).and_then(check).map_err(|error| not_written(path, &error))
     }
 
     /// Puts the file there, whole and locked. One that a server has left behind is replaced, one that is held is not.
-    pub fn place(path: &Path) -> Result<Self, StartError> {
+    pub fn place(path: &Path) -> Result<Self, Failure> {
         let failed = |error| not_written(path, &error);
         let mut draft = draft(path).map_err(failed)?;
         for _ in 0..TRIES {
@@ -64,11 +63,11 @@ impl PidFile {
     }
 
     /// The same whoever holds the file: an upgrade, in which the old server knows.
-    pub fn take_over(path: &Path) -> Result<Self, StartError> {
+    pub fn take_over(path: &Path) -> Result<Self, Failure> {
         draft(path).map_err(|error| not_written(path, &error)).and_then(|draft| Self::replace(path, draft))
     }
 
-    fn replace(path: &Path, draft: NamedTempFile) -> Result<Self, StartError> {
+    fn replace(path: &Path, draft: NamedTempFile) -> Result<Self, Failure> {
         let file = draft.persist(path).map_err(|kept| not_written(path, &kept.error))?;
         Ok(Self { path: path.to_owned(), file })
     }
@@ -103,12 +102,12 @@ fn directory(path: &Path) -> io::Result<&Path> {
     Ok(directory.unwrap_or(Path::new(".")))
 }
 
-fn not_written(path: &Path, error: &io::Error) -> StartError {
-    (Exit::Config, format!("--pid-file {}: {error}", path.display()))
+fn not_written(path: &Path, error: &io::Error) -> Failure {
+    Failure(Exit::Config, format!("--pid-file {}: {error}", path.display()))
 }
 
-fn held(path: &Path, holder: i32) -> StartError {
-    (Exit::Bind, format!("--pid-file {}: another server, process {holder}, holds it", path.display()))
+fn held(path: &Path, holder: i32) -> Failure {
+    Failure(Exit::Bind, format!("--pid-file {}: another server, process {holder}, holds it", path.display()))
 }
 
 /// What is there, if anything.
@@ -244,7 +243,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let link = dir.path().join("pid");
         std::os::unix::fs::symlink("/etc/hostname", &link).unwrap();
-        let (_, error) = PidFile::check(&link).unwrap_err();
+        let Failure(_, error) = PidFile::check(&link).unwrap_err();
         assert!(error.starts_with(&format!("--pid-file {}: ", link.display())), "{error}");
         assert!(PidFile::check("/nowhere/pid".as_ref()).is_err());
         assert!(PidFile::check("/".as_ref()).is_err());

@@ -18,14 +18,14 @@ use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, getppid, setpgid};
 use super::processes::{GRACE, Kind};
 use crate::config::Config;
 use crate::confine::Confinement;
-use crate::exit::Exit;
+use crate::exit::{Exit, Failure};
 use crate::fleet::memory::layout::Part;
 use crate::fleet::memory::scoreboard::Place;
 use crate::fleet::memory::shared::Shared;
 use crate::fleet::process::title;
 use crate::fleet::process::wipe;
 use crate::fleet::sockets::control::{Channel, Report};
-use crate::service::{self, StartError, daemonize};
+use crate::service::{self, daemonize};
 use crate::{log as sink, metrics, worker};
 
 /// Signals that a terminal sends to the whole process group, or that are requests to the supervisor only.
@@ -65,7 +65,7 @@ pub(super) enum Task {
 
 /// What an auxiliary process does until it has nothing left to do; an error tells with which exit code it cannot, and
 /// why. What it is handed gives up what is not needed to serve.
-pub(super) type Serve = Box<dyn FnOnce(&Channel, &dyn Fn() -> io::Result<()>) -> Result<(), StartError>>;
+pub(super) type Serve = Box<dyn FnOnce(&Channel, &dyn Fn() -> io::Result<()>) -> Result<(), Failure>>;
 
 impl Child {
     /// To its end.
@@ -135,14 +135,12 @@ impl Child {
                     end_with(supervisor, timeout)
                 };
                 sink::count_losses(Some(lost));
-                let prepared = shared
-                    .restrict_to(part)
-                    .and_then(|()| prepare(is_detached))
-                    .map_err(|error| (Exit::Internal, error.to_string()));
+                let prepared =
+                    shared.restrict_to(part).and_then(|()| prepare(is_detached)).map_err(Failure::from);
                 set_name(kind.name());
                 match prepared.and_then(|()| serve(&channel, &confine)) {
                     Ok(()) => Exit::Ok.code(),
-                    Err((exit, why)) => {
+                    Err(Failure(exit, why)) => {
                         // Logged by the supervisor, with what comes of it.
                         let _ = channel.send_report(&Report::failed(why));
                         exit.code()

@@ -57,13 +57,12 @@ use self::upgrade::{Invocation, Predecessor, Upgrade};
 use crate::clock;
 use crate::config::Config;
 use crate::control::Control;
-use crate::exit::Exit;
+use crate::exit::{Exit, Failure};
 use crate::fleet::memory::bulletin::Readiness;
 use crate::fleet::memory::shared::Shared;
 use crate::fleet::process::title;
 use crate::fleet::sockets::control::Command;
 use crate::log::Destination;
-use crate::service::StartError;
 use crate::service::daemonize::Daemon;
 use crate::service::listen_fds::Passed;
 use crate::service::notify::Notify;
@@ -110,7 +109,7 @@ pub fn run(mut config: Config, mut origin: Origin) -> Exit {
             supervisor.host.daemon = daemon;
             supervisor.run(is_log_seen)
         }
-        Err((exit, why)) => {
+        Err(Failure(exit, why)) => {
             let exit = failed_to_start(&mut daemon, is_log_seen, exit, &why);
             signals.received().into_iter().for_each(end_by);
             LoopEnd::Exit(exit)
@@ -446,13 +445,13 @@ impl Supervisor {
         if !is_due || !self.slots.were_ready() || !self.auxiliaries.are_ready() {
             return;
         }
-        if let Err((exit, why)) = self.try_announce() {
+        if let Err(Failure(exit, why)) = self.try_announce() {
             log::error!(target: crate::log::CRITICAL, "{why}");
             self.stop(exit, true);
         }
     }
 
-    fn try_announce(&mut self) -> Result<(), StartError> {
+    fn try_announce(&mut self) -> Result<(), Failure> {
         self.host.daemon.place_pid_file()?;
         self.shared.scoreboard.bulletin().set_reload(true);
         self.shared.scoreboard.bulletin().set_readiness(Readiness::Ready);

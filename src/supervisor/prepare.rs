@@ -25,13 +25,12 @@ use crate::clock;
 use crate::config::{Config, Console, Pool};
 use crate::confine;
 use crate::control::Control;
-use crate::exit::Exit;
+use crate::exit::{Exit, Failure};
 use crate::fleet::memory::scoreboard::Place;
 use crate::fleet::memory::shared::Shared;
 use crate::fleet::routes::Routes;
 use crate::fleet::sockets::listener::{self, BindError, Bound, Listener};
 use crate::handlers::discover::discover;
-use crate::service::StartError;
 use crate::service::daemonize::Daemon;
 use crate::service::listen_fds::Passed;
 use crate::service::start_signals::{STOP, StartSignals};
@@ -39,51 +38,40 @@ use crate::service::start_signals::{STOP, StartSignals};
 /// Room for a message in the record of a crash, where the configuration names none.
 const MESSAGE: usize = 64 * 1024;
 
-pub(super) fn internal(error: io::Error) -> StartError {
-    (Exit::Internal, error.to_string())
-}
-
-pub(super) fn not_bound(error: BindError) -> StartError {
-    (Exit::Bind, error.to_string())
+pub(super) fn not_bound(error: BindError) -> Failure {
+    Failure(Exit::Bind, error.to_string())
 }
 
 /// The handlers, and what was left out.
-pub(super) fn find_handlers(
-    config: &Config,
-    start: &StartSignals,
-) -> Result<(Routes, Vec<String>), StartError> {
+pub(super) fn find_handlers(config: &Config, start: &StartSignals) -> Result<(Routes, Vec<String>), Failure> {
     let found = discover(config, &Routes::default(), &|| start.received().is_none());
     go_on(start)?;
-    let (routes, faults) = found.map_err(|why| (Exit::Config, why))?;
+    let (routes, faults) = found.map_err(|why| Failure(Exit::Config, why))?;
     faults.iter().for_each(|fault| log::warn!("{fault}"));
     if config.strict_handlers && !faults.is_empty() {
         let broken = match faults.len() {
             1 => "a handler or alias is broken".to_owned(),
             count => format!("{count} handlers or aliases are broken"),
         };
-        return Err((Exit::Config, format!("{broken}, see above")));
+        return Err(Failure(Exit::Config, format!("{broken}, see above")));
     }
     Ok((routes, faults))
 }
 
 impl Supervisor {
     /// All that comes before the first fork of a worker.
-    pub(super) fn prepare(
-        config: Config,
-        mut origin: Origin,
-        start: &StartSignals,
-    ) -> Result<Self, StartError> {
-        confine::check(&config).map_err(|why| (Exit::Config, why))?;
+    pub(super) fn prepare(config: Config, mut origin: Origin, start: &StartSignals) -> Result<Self, Failure> {
+        confine::check(&config).map_err(|why| Failure(Exit::Config, why))?;
         let inherited = origin.predecessor.as_ref().map(Predecessor::inherited).transpose();
         let (mut inherited, queue, bus) = inherited
-            .map_err(|error| (Exit::Bind, format!("sockets of the old server: {error}")))?
+            .map_err(|error| Failure(Exit::Bind, format!("sockets of the old server: {error}")))?
             .unwrap_or_default();
         for Passed { fd, name } in std::mem::take(&mut origin.sockets) {
             inherited.push(Arc::new(listener::adopt(fd, &name).map_err(not_bound)?));
         }
-        let bus = bus.map_or_else(Bus::new, Ok).and_then(|bus| bus.following(&config)).map_err(internal)?;
+        let bus = bus.map_or_else(Bus::new, Ok).and_then(|bus| bus.following(&config))?;
         let before = Generation::before_start(inherited, bus);
-        let gateways = Gateways::new(queue).map_err(internal)?;
+        let gateways = Gateways::new(queue)?;
         let sockets = before.sockets_for(&config, [&[], &[]]).map_err(not_bound)?;
         let bound: Sockets = sockets.iter().flat_map(|sockets| before.new_of(sockets)).cloned().collect();
         Self::new(config, origin, (before, sockets, gateways), start)
@@ -95,7 +83,7 @@ impl Supervisor {
         origin: Origin,
         (before, sockets, gateways): (Generation, [Sockets; 2], Gateways),
         start: &StartSignals,
-    ) -> Result<Self, StartError> {
+    ) -> Result<Self, Failure> {
         let Origin { reread, invocation, predecessor, mut notify, .. } = origin;
         notify.set_silent(predecessor.is_some());
         let found = find_handlers(&config, start)?;
@@ -104,22 +92,22 @@ impl Supervisor {
         let mut processes = Processes::default();
         for (pool, settings) in (0_u16..).zip(&config.pools) {
             for number in 0..settings.workers as u16 {
-                shared.assign(processes.slots(), Place { pool, number }).map_err(internal)?;
-                processes.add_slot().map_err(internal)?;
+                shared.assign(processes.slots(), Place { pool, number })?;
+                processes.add_slot()?;
             }
         }
         // Parents of per-connection processes fork twice, so that their children become those of the supervisor.
-        set_child_subreaper(true).map_err(|error| internal(error.into()))?;
-        let signals = watch_signals().map_err(internal)?;
+        set_child_subreaper(true).map_err(io::Error::from)?;
+        let signals = watch_signals()?;
         go_on(start)?; // the loop reads what comes from here on
         let control = Control::new(&config.control, &before.listeners).map_err(|error| {
             let path = config.control.socket.clone().unwrap_or_default();
-            (Exit::Bind, format!("--control-socket {}: {error}", path.display()))
+            Failure(Exit::Bind, format!("--control-socket {}: {error}", path.display()))
         })?;
         crate::log::count_losses(Some(&shared.scoreboard.bulletin().log_lost));
         let certificates = stamps(&config);
         let generation = before.following(config, found, sockets, certificates);
-        let generation = generation.map_err(|why| (Exit::Internal, why))?;
+        let generation = generation.map_err(|why| Failure(Exit::Internal, why))?;
         Ok(Self {
             slots: Slots::new(processes.slots()),
             postmortem: Postmortem::new(generation.config.quarantine),
@@ -146,11 +134,11 @@ impl Supervisor {
     }
 }
 
-fn shared(config: &Config, routes: &Routes) -> Result<Shared, StartError> {
+fn shared(config: &Config, routes: &Routes) -> Result<Shared, Failure> {
     let processes = config.pools.iter().map(Pool::processes).sum();
     // Also without crash records, which a reload may turn on: memory that no crash uses is reserved only.
     let message = config.crash_records.as_ref().map_or(MESSAGE, |records| records.bytes);
-    Shared::create(processes, routes, (config.head.bytes, message)).map_err(internal)
+    Ok(Shared::create(processes, routes, (config.head.bytes, message))?)
 }
 
 /// One line, stable for scripts.
@@ -187,10 +175,10 @@ fn watch_signals() -> io::Result<SignalFd> {
 }
 
 /// An error if the server is told to stop while it starts.
-fn go_on(signals: &StartSignals) -> Result<(), StartError> {
+fn go_on(signals: &StartSignals) -> Result<(), Failure> {
     match signals.received() {
         None => Ok(()),
-        Some(signal) => Err((Exit::Internal, format!("{signal} received during the start"))),
+        Some(signal) => Err(Failure(Exit::Internal, format!("{signal} received during the start"))),
     }
 }
 

@@ -18,7 +18,7 @@ use super::relay::LineSource;
 use super::{Flow, LoopEnd, Supervisor};
 use crate::clock;
 use crate::config::Config;
-use crate::exit::Exit;
+use crate::exit::{Exit, Failure};
 use crate::fleet::memory::scoreboard::{START, State};
 use crate::fleet::sockets::control::Channel;
 use crate::fleet::sockets::inbox;
@@ -131,7 +131,6 @@ pub(super) fn auxiliary(
     let Generation { config: whole, routes, metrics, bus, cgi: inbox, .. } = generation.clone();
     let config = Arc::new(whole.with_settings_of(None));
     let shared = supervisor.shared;
-    let internal = |error: io::Error| (Exit::Internal, error.to_string());
     let serve: Serve = match kind {
         Kind::Metrics => {
             let start = metrics::Start {
@@ -143,7 +142,7 @@ pub(super) fn auxiliary(
                 started: supervisor.host.started,
             };
             Box::new(move |channel, confine| {
-                confine().and_then(|()| metrics::run(start, channel)).map_err(internal)
+                confine().and_then(|()| metrics::run(start, channel)).map_err(Failure::from)
             })
         }
         Kind::Gateway => {
@@ -157,14 +156,14 @@ pub(super) fn auxiliary(
             });
             Box::new(move |channel, confine| {
                 // Keys are read with the rights of the supervisor.
-                let gateway = Gateway::load(start.map_err(internal)?).map_err(|why| (Exit::Config, why))?;
-                confine().and_then(|()| gateway.run(channel)).map_err(internal)
+                let gateway = Gateway::load(start?).map_err(|why| Failure(Exit::Config, why))?;
+                confine().and_then(|()| gateway.run(channel)).map_err(Failure::from)
             })
         }
         Kind::Bus => {
             let start = bus.start(&whole, &routes, shared.bus);
             Box::new(move |channel, confine| {
-                confine().and_then(|()| bus::run(start?, channel)).map_err(internal)
+                confine().and_then(|()| bus::run(start?, channel)).map_err(Failure::from)
             })
         }
         Kind::Cgi => {
@@ -174,7 +173,7 @@ pub(super) fn auxiliary(
             Box::new(move |channel, confine| {
                 let start = confine().and_then(|()| Ok(cgi::Start { config, inbox: inbox?, addresses }));
                 let served = start.and_then(|start| cgi::run(start, channel));
-                served.map_err(|error| (Exit::Start, error.to_string()))
+                served.map_err(|error| Failure(Exit::Start, error.to_string()))
             })
         }
     };

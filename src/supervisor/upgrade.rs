@@ -31,6 +31,7 @@ use super::processes::{GRACE, Process, READY, Role};
 use super::spawn::fork_child;
 use super::{Busy, Supervisor};
 use crate::clock;
+use crate::exit::Failure;
 use crate::fleet::memory::scoreboard::{Place, START};
 use crate::fleet::sockets::control::Channel;
 use crate::fleet::sockets::gateway_queue::FORMAT as QUEUE_FORMAT;
@@ -378,7 +379,7 @@ impl Supervisor {
 
     /// The other executable has ended, and with it what it has put in place of the pid file.
     pub(super) fn successor_ended(&mut self, how: String) {
-        if let Err((_, why)) = self.host.daemon.rewrite_pid_file() {
+        if let Err(Failure(_, why)) = self.host.daemon.rewrite_pid_file() {
             log::error!("{why}");
         }
         self.on_upgrade(Event::Ended(how));
