@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 
 use super::generation::{Generation, Sockets};
 use super::next_generation;
-use super::policy::rolling_restart::{Event, Failure};
+use super::policy::rolling_restart::{Event, ReloadFailure};
 use super::processes::{Errand, Role};
 use super::rolling::PendingReload;
 use super::{Supervisor, plural};
@@ -150,12 +150,12 @@ impl Supervisor {
     }
 
     /// The standbys of a reload serve, or nothing of it does, or the server was interrupted.
-    pub(super) fn reload_done(&mut self, result: Result<(), Failure>) {
+    pub(super) fn reload_done(&mut self, result: Result<(), ReloadFailure>) {
         if let Some(PendingReload::Replacing(new)) = self.rolling.reload.take() {
             self.auxiliaries.abort_trial(&mut self.processes);
             self.remove_sockets(new.sockets_without(&self.generation));
         }
-        let result = result.map_err(|Failure { why, committed }| match committed {
+        let result = result.map_err(|ReloadFailure { why, committed }| match committed {
             true => {
                 self.rolling.is_incomplete = true;
                 format!(

@@ -18,7 +18,7 @@ const SHOWN: usize = 200;
 
 /// Why a step failed.
 #[derive(Debug)]
-pub struct Failure {
+pub struct StepFailure {
     /// By the script, if it expected something.
     expected: Option<String>,
     /// The subject of `what`: `got`, `cannot`, or `worker` if it has died.
@@ -26,17 +26,17 @@ pub struct Failure {
     what: String,
 }
 
-impl Failure {
+impl StepFailure {
     fn other(expected: impl Into<String>, got: impl Into<String>) -> Self {
-        Failure { expected: Some(expected.into()), subject: "got", what: got.into() }
+        StepFailure { expected: Some(expected.into()), subject: "got", what: got.into() }
     }
 
     fn cannot(why: String) -> Self {
-        Failure { expected: None, subject: "cannot", what: why }
+        StepFailure { expected: None, subject: "cannot", what: why }
     }
 
     fn died(how: String) -> Self {
-        Failure { expected: None, subject: "worker", what: how }
+        StepFailure { expected: None, subject: "worker", what: how }
     }
 
     /// The lines to print.
@@ -47,7 +47,7 @@ impl Failure {
 }
 
 /// The result of a script: the line of the step that failed, and why.
-pub type Outcome = Result<(), (usize, Failure)>;
+pub type Outcome = Result<(), (usize, StepFailure)>;
 
 /// A script that runs against a host.
 pub struct Conversation {
@@ -89,12 +89,12 @@ impl Conversation {
         }
         self.peers.clear();
         let line = steps.last().map_or(0, |step| step.line);
-        host.turn().and_then(|()| host.stop()).map_err(|how| (line, Failure::died(how)))
+        host.turn().and_then(|()| host.stop()).map_err(|how| (line, StepFailure::died(how)))
     }
 
-    fn step(&mut self, host: &mut Host, Step { peer, action, .. }: &Step) -> Result<(), Failure> {
+    fn step(&mut self, host: &mut Host, Step { peer, action, .. }: &Step) -> Result<(), StepFailure> {
         if *peer != self.last {
-            host.turn().map_err(Failure::died)?;
+            host.turn().map_err(StepFailure::died)?;
             self.last.clone_from(peer);
         }
         match action {
@@ -103,10 +103,11 @@ impl Conversation {
             Action::At(time) => self.pass(host, time.saturating_sub(self.passed))?,
             Action::Move => {
                 let fds: Vec<_> = self.peers.values().filter_map(Peer::fd).collect();
-                host.move_connections(&fds).map_err(Failure::cannot)?;
+                host.move_connections(&fds).map_err(StepFailure::cannot)?;
             }
             Action::Publish(topic, text) => {
-                host.publish(topic, text).map_err(|error| Failure::cannot(format!("publish: {error}")))?;
+                host.publish(topic, text)
+                    .map_err(|error| StepFailure::cannot(format!("publish: {error}")))?;
             }
             Action::Log(text) => self.log(host, text)?,
             Action::Open(opening) => self.open(host, peer, opening)?,
@@ -117,7 +118,7 @@ impl Conversation {
                     Ok(Some(got)) => describe(&got),
                     Err(got) => got,
                 };
-                return Err(Failure::other(format!("nothing for {duration:?}"), got));
+                return Err(StepFailure::other(format!("nothing for {duration:?}"), got));
             }
             other => {
                 let discards = self.discards;
@@ -131,35 +132,35 @@ impl Conversation {
     }
 
     /// Connects a new peer of this name.
-    fn open(&mut self, host: &Host, name: &str, opening: &Opening) -> Result<(), Failure> {
+    fn open(&mut self, host: &Host, name: &str, opening: &Opening) -> Result<(), StepFailure> {
         let own = format!("/{}", self.name);
         let target = opening.target.as_deref().unwrap_or(&own);
         let peer = Peer::request(&host.socket(), target, &opening.headers, self.timeout);
-        let mut peer = peer.map_err(Failure::cannot)?;
+        let mut peer = peer.map_err(StepFailure::cannot)?;
         if !opening.is_late {
-            peer.settle().map_err(Failure::cannot)?;
+            peer.settle().map_err(StepFailure::cannot)?;
         }
         self.peers.insert(name.to_owned(), peer);
         Ok(())
     }
 
     /// The peer of this name, which connects at its first step.
-    fn peer(&mut self, host: &Host, name: &str) -> Result<&mut Peer, Failure> {
+    fn peer(&mut self, host: &Host, name: &str) -> Result<&mut Peer, StepFailure> {
         if !self.peers.contains_key(name) {
             self.open(host, name, &Opening::default())?;
         }
-        self.peers.get_mut(name).ok_or_else(|| Failure::cannot("no such peer".to_owned()))
+        self.peers.get_mut(name).ok_or_else(|| StepFailure::cannot("no such peer".to_owned()))
     }
 
-    fn pass(&mut self, host: &mut Host, time: Duration) -> Result<(), Failure> {
+    fn pass(&mut self, host: &mut Host, time: Duration) -> Result<(), StepFailure> {
         self.passed += time;
         let (peers, discards) = (&mut self.peers, self.discards);
         let passed = host.pass(time, || peers.values_mut().for_each(|peer| peer.read_available(discards)));
-        passed.map_err(Failure::died)
+        passed.map_err(StepFailure::died)
     }
 
     /// Waits for a line after the ones found before.
-    fn log(&mut self, host: &Host, text: &str) -> Result<(), Failure> {
+    fn log(&mut self, host: &Host, text: &str) -> Result<(), StepFailure> {
         let begun = Instant::now();
         loop {
             let log = fs::read(host.log_file()).unwrap_or_default();
@@ -176,7 +177,7 @@ impl Conversation {
             self.peers.values_mut().for_each(|peer| peer.read_available(self.discards));
             if begun.elapsed() >= self.timeout {
                 let expected = format!("a line of the log with {text:?}");
-                return Err(Failure::other(expected, format!("none within {:?}", self.timeout)));
+                return Err(StepFailure::other(expected, format!("none within {:?}", self.timeout)));
             }
             sleep(POLL);
         }
@@ -184,43 +185,43 @@ impl Conversation {
 }
 
 /// Replaces the failure by the death of the worker, if it has died.
-fn explain(host: &mut Host, failure: Failure) -> Failure {
+fn explain(host: &mut Host, failure: StepFailure) -> StepFailure {
     if failure.subject == "worker" {
         return failure;
     }
     // Its peers may notice before the process has ended.
     match host.turn().err().or_else(|| host.death()) {
-        Some(how) => Failure { expected: failure.expected, ..Failure::died(how) },
+        Some(how) => StepFailure { expected: failure.expected, ..StepFailure::died(how) },
         None => failure,
     }
 }
 
 /// Executes an action of one peer.
-fn act(peer: &mut Peer, action: &Action) -> Result<(), Failure> {
+fn act(peer: &mut Peer, action: &Action) -> Result<(), StepFailure> {
     match action {
-        Action::Send(content) => peer.send(content).map_err(Failure::cannot)?,
+        Action::Send(content) => peer.send(content).map_err(StepFailure::cannot)?,
         Action::Vanish => peer.vanish(),
         Action::Stall(is_stalled) => peer.stall(*is_stalled),
         Action::Expect(expected) => match peer.next(expected) {
             Ok(got) if is_same(&got, expected) => {}
-            Ok(got) => return Err(Failure::other(describe(expected), describe(&got))),
-            Err(got) => return Err(Failure::other(describe(expected), got)),
+            Ok(got) => return Err(StepFailure::other(describe(expected), describe(&got))),
+            Err(got) => return Err(StepFailure::other(describe(expected), got)),
         },
         Action::Status(status) => {
-            peer.settle().map_err(Failure::cannot)?;
+            peer.settle().map_err(StepFailure::cannot)?;
             let got = peer.status();
             if got != *status {
-                return Err(Failure::other(format!("status {status}"), format!("status {got}")));
+                return Err(StepFailure::other(format!("status {status}"), format!("status {got}")));
             }
         }
         Action::Header(name, value) => {
-            peer.settle().map_err(Failure::cannot)?;
+            peer.settle().map_err(StepFailure::cannot)?;
             let got: Vec<String> = peer.headers(name);
             let value = String::from_utf8_lossy(value.as_bytes());
             if !got.iter().any(|got| *got == value) {
                 let got =
                     if got.is_empty() { format!("no {name}") } else { format!("{name}: {}", got.join(", ")) };
-                return Err(Failure::other(format!("{name}: {value}"), got));
+                return Err(StepFailure::other(format!("{name}: {value}"), got));
             }
         }
         // Not an action of a peer.

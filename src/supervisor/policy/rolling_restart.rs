@@ -56,12 +56,12 @@ pub enum Action {
     /// A standby that belongs to no reload has failed, and what it was for does not happen; why.
     GiveUp(String),
     /// The reload is over; an error says why, and whether it was committed.
-    Done(Result<(), Failure>),
+    Done(Result<(), ReloadFailure>),
 }
 
 /// Why a reload did not come to its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
+pub struct ReloadFailure {
     /// The reason.
     pub why: String,
     /// Whether the new generation serves in part.
@@ -220,7 +220,7 @@ impl RollingRestart {
             Reload::Trial => false,
             Reload::Committed { .. } => true,
         };
-        self.actions.push_back(Action::Done(Err(Failure { why, committed })));
+        self.actions.push_back(Action::Done(Err(ReloadFailure { why, committed })));
     }
 
     /// As far as that is possible now.
@@ -261,7 +261,7 @@ impl RollingRestart {
             && self.retiring.is_none()
             && let Reload::Committed { failed } = &mut self.reload
         {
-            let result = failed.take().map_or(Ok(()), |why| Err(Failure { why, committed: true }));
+            let result = failed.take().map_or(Ok(()), |why| Err(ReloadFailure { why, committed: true }));
             self.actions.push_back(Action::Done(result));
             self.reload = Reload::None;
         }
@@ -302,7 +302,7 @@ mod tests {
     }
 
     fn failure(why: &str, committed: bool) -> Action {
-        Done(Err(Failure { why: why.to_owned(), committed }))
+        Done(Err(ReloadFailure { why: why.to_owned(), committed }))
     }
 
     /// Runs a table of events and actions.
