@@ -287,8 +287,7 @@ fn tls_config(target: &Target) -> Result<Arc<ClientConfig>, Failure> {
 
 fn request(target: &Target) -> Result<Request, Failure> {
     let wrong = |why: &str| Failure(Exit::Usage, why.to_owned());
-    let mut request =
-        target.url.clone().into_client_request().map_err(|error| Failure(Exit::Usage, error.to_string()))?;
+    let mut request = target.url.clone().into_client_request().map_err(|error| wrong(&error.to_string()))?;
     let headers = request.headers_mut();
     if !target.subprotocol.is_empty() {
         let list = target.subprotocol.join(", ").parse().map_err(|_| wrong("--subprotocol: not a token"))?;
@@ -302,18 +301,15 @@ fn request(target: &Target) -> Result<Request, Failure> {
         headers.insert(COOKIE, list);
     }
     if let Some(user) = &target.user {
-        let credentials =
-            match user.contains(':') {
-                true => user.clone(),
-                false => {
-                    let password = std::env::var(PASSWORD_VARIABLE).map_err(|_| {
-                    Failure(Exit::Usage, format!(
-                        "--user {user}: expected NAME:PASSWORD, or the password in {PASSWORD_VARIABLE}"
-                    ))
-                })?;
-                    format!("{user}:{password}")
-                }
-            };
+        let credentials = match user.contains(':') {
+            true => user.clone(),
+            false => {
+                let expected = format!("expected NAME:PASSWORD, or the password in {PASSWORD_VARIABLE}");
+                let password = std::env::var(PASSWORD_VARIABLE);
+                let password = password.map_err(|_| wrong(&format!("--user {user}: {expected}")))?;
+                format!("{user}:{password}")
+            }
+        };
         let value = format!("Basic {}", BASE64_STANDARD.encode(credentials));
         let mut value: HeaderValue = value.parse().map_err(|_| wrong("--user: not a header value"))?;
         value.set_sensitive(true);
@@ -389,6 +385,7 @@ mod tests {
     #[test]
     fn urls_are_those_of_websockets() {
         assert!(url("ws://localhost:8080/echo?x=1").is_ok() && url("wss://[::1]/").is_ok());
+        assert!(url("ws://a:/").is_ok() && url("wss://[::1]:443/").is_ok());
         for wrong in
             ["", "localhost:80", "http://localhost/", "ws://", "/echo", "ws://a:b@c/", "ws://a:65536/"]
         {
@@ -398,7 +395,6 @@ mod tests {
 
     #[test]
     fn headers_cannot_break_the_handshake() {
-        assert!(url("ws://a:/").is_ok() && url("wss://[::1]:443/").is_ok());
         assert!(header("X-Room: 1").is_ok_and(|(name, value)| name == "x-room" && value == "1"));
         for wrong in ["X-Room", "X Room: 1", "X: a\r\nY: b", "Upgrade: h2c", "Sec-WebSocket-Protocol: a"] {
             assert!(header(wrong).is_err(), "{wrong}");
