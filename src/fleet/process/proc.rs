@@ -22,9 +22,8 @@ pub fn resident(pid: i32) -> Option<u64> {
 
 /// Processor time that a process has used, in user mode and in the kernel.
 pub fn processor_time(pid: i32) -> Option<Duration> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name in front, in brackets, may contain anything (proc_pid_stat(5)); behind it come fields 3 and up.
-    let mut fields = stat.rsplit_once(") ")?.1.split(' ').skip(11);
+    let fields = stat(pid)?;
+    let mut fields = fields.split(' ').skip(11);
     let mut ticks = || fields.next()?.parse::<u64>().ok();
     let ticks = ticks()?.saturating_add(ticks()?);
     let per_second = sysconf(SysconfVar::CLK_TCK).ok()??;
@@ -33,8 +32,13 @@ pub fn processor_time(pid: i32) -> Option<Duration> {
 
 /// Whether the main thread of a process runs, or waits for nothing but a processor: state R of proc_pid_stat(5).
 pub fn is_runnable(pid: i32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('R'))
+    stat(pid).is_some_and(|fields| fields.starts_with('R'))
+}
+
+/// Fields 3 and up of proc_pid_stat(5): the name in front of them, in brackets, may contain anything.
+fn stat(pid: i32) -> Option<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    Some(stat.rsplit_once(") ")?.1.to_owned())
 }
 
 /// How many descriptors a process has open.
