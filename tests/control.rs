@@ -76,7 +76,8 @@ impl Controlled {
         serde_json::from_slice(&answer).unwrap()
     }
 
-    /// The list of connections of all workers. Who gets no processor for two seconds is silent, and is asked again.
+    /// The list of connections of all workers. One that gets no processor for two seconds does not answer: then the
+    /// list is requested again.
     #[track_caller]
     fn connections(&self) -> Value {
         let mut list = Value::Null;

@@ -271,13 +271,18 @@ impl<S: Read + Write> Raw<S> {
         Some(Frame { first, payload })
     }
 
-    /// The next frame but Pings, which come after half a minute, must be a whole text.
+    /// The next frame must be a whole text. Pings before it, which come after half a minute, are answered.
     #[track_caller]
     pub fn next_text(&mut self) -> String {
-        let mut frames = std::iter::from_fn(|| self.next()).filter(|frame| frame.first != PING);
-        let frame = frames.next().expect("a text, not the end");
-        assert_eq!(frame.first, TEXT, "{frame:?}");
-        String::from_utf8(frame.payload).unwrap()
+        loop {
+            let frame = self.next().expect("a text, not the end");
+            if frame.first == PING {
+                self.frame(PONG, &frame.payload);
+                continue;
+            }
+            assert_eq!(frame.first, TEXT, "{frame:?}");
+            return String::from_utf8(frame.payload).unwrap();
+        }
     }
 
     /// Sends a text and returns the text that comes next.

@@ -45,7 +45,7 @@ fn connections_are_closed_by_filter() {
 fn connections_are_listed_by_filter_and_sorted() {
     let operated = Operated::start_in(two_handlers(), &["--workers", "2"]);
     let (_echo, _other) = clients(&operated);
-    // Who gets no processor for two seconds is silent, and is asked again.
+    // A worker that gets no processor for two seconds does not answer: then the list is requested again.
     let list = |args: &[&str]| {
         let mut list = Value::Null;
         until("all workers list their connections", || {

@@ -29,14 +29,7 @@ fn pings_are_answered_while_the_handler_sleeps() {
         }
     }
     let mut other = Raw::open(&server.address(), "/everything_blocking");
-    other.text("sleep 200");
-    let answer = loop {
-        match other.next().unwrap() {
-            ping if ping.first == PING => other.frame(PONG, &ping.payload),
-            answer => break answer,
-        }
-    };
-    assert_eq!(answer.payload, b"sleep: ok");
+    assert_eq!(other.ask("sleep 200"), "sleep: ok");
 }
 
 #[test]

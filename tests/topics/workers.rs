@@ -143,14 +143,19 @@ fn a_slow_subscriber_is_closed_or_gets_its_missed_count() {
     server.stop();
 }
 
-#[test]
-fn a_message_is_not_inserted_into_a_fragmented_one() {
-    let (_dir, mut server) = start(&["topics"], &["--workers", "1"]);
-    let (mut one, mut other) =
-        (Raw::open(&server.address(), "/topics"), Raw::open(&server.address(), "/topics"));
+/// Two subscribers in one worker, the first of which has been sent the beginning of a message.
+fn in_the_middle_of_a_message() -> (Dir, Server, Raw, Raw) {
+    let (dir, server) = start(&["topics"], &["--workers", "1"]);
+    let [mut one, mut other] = [(); 2].map(|()| Raw::open(&server.address(), "/topics"));
     assert_eq!((one.ask("sub news"), other.ask("sub news")), ("sub 0".to_owned(), "sub 0".to_owned()));
     one.text("begin");
     assert_eq!(one.next().unwrap().payload, b"be");
+    (dir, server, one, other)
+}
+
+#[test]
+fn a_message_is_not_inserted_into_a_fragmented_one() {
+    let (_dir, mut server, mut one, mut other) = in_the_middle_of_a_message();
     for text in ["x", "y"] {
         other.text(&format!("quiet news {text}"));
         assert_eq!(other.next_text(), text);
@@ -165,12 +170,7 @@ fn a_message_is_not_inserted_into_a_fragmented_one() {
 /// Only what a connection sends matters, not what it receives.
 #[test]
 fn a_message_waits_for_the_end_of_a_fragmented_one_and_not_for_that_of_the_peer() {
-    let (_dir, mut server) = start(&["topics"], &["--workers", "1"]);
-    let (mut one, mut other) =
-        (Raw::open(&server.address(), "/topics"), Raw::open(&server.address(), "/topics"));
-    assert_eq!((one.ask("sub news"), other.ask("sub news")), ("sub 0".to_owned(), "sub 0".to_owned()));
-    one.text("begin");
-    assert_eq!(one.next().unwrap().payload, b"be");
+    let (_dir, mut server, mut one, mut other) = in_the_middle_of_a_message();
     other.text("quiet news x");
     assert_eq!(other.next_text(), "x");
     // Behind the command is the beginning of a message.
