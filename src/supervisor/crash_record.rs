@@ -1,15 +1,14 @@
 //! Crash records: what is known of a death as JSON, one file each, in `crash_dir`. Written here; `wshd replay` makes a
 //! script of one. Fields that are missing, in a record of another version, are empty.
 
-use std::fs::OpenOptions;
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
+use tempfile::NamedTempFile;
 
 use super::death::{Death, kind_name};
 use crate::ffi::callback_name;
@@ -136,10 +135,10 @@ impl CrashRecord {
         let path = dir.join(format!("{PREFIX}{stamp}-{}.json", self.pid));
         let mut text = serde_json::to_string_pretty(self)?;
         text.push('\n');
-        // create_new follows no link that somebody has put there.
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
-        // On a full disk nothing is left rather than a part.
-        file.write_all(text.as_bytes()).inspect_err(|_| drop(std::fs::remove_file(&path)))?;
+        // Nobody reads a part of it, and on a full disk none is left.
+        let mut file = NamedTempFile::new_in(dir)?;
+        file.write_all(text.as_bytes())?;
+        file.persist_noclobber(&path)?;
         make_room(dir)?;
         Ok(path)
     }

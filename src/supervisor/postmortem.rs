@@ -158,7 +158,7 @@ impl Supervisor {
 
     /// Writes the records of crashes that are not written yet: one process for all of them.
     pub(super) fn write_records(&mut self) {
-        if self.is_out(WRITING) {
+        if self.is_out(WRITING) || self.postmortem.records.is_empty() {
             return;
         }
         let records = std::mem::take(&mut self.postmortem.records);
@@ -166,11 +166,8 @@ impl Supervisor {
         else {
             return;
         };
-        if records.is_empty() {
-            return;
-        }
         let write = |_: BorrowedFd<'_>| {
-            for record in records {
+            for record in &records {
                 match record.write(&dir) {
                     Ok(path) => log::info!("crash record of process {}: {}", record.pid, path.display()),
                     Err(error) => log::error!("{}: cannot write a crash record: {error}", dir.display()),
@@ -178,7 +175,9 @@ impl Supervisor {
             }
             Ok(())
         };
-        let _ = self.send_out(WRITING, write);
+        if self.send_out(WRITING, write).is_err() {
+            self.postmortem.records = records; // until one can be forked
+        }
     }
 
     /// Counts, logs and records a death; returns how the process died.
