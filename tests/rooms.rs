@@ -133,6 +133,7 @@ const WORKER: &[&str] = &[
     "blocking",
     "topics",
     "listen",
+    "connections",
     "crash",
     "conn",
     "commands",

@@ -14,8 +14,8 @@ use crate::proto::ws::close;
 use crate::time::Instant;
 use crate::worker::Worker;
 use crate::worker::base::lifecycle::Stop;
-use crate::worker::conn::listing;
 use crate::worker::conn::table::Phase;
+use crate::worker::connections::listing;
 
 impl Worker {
     /// Runs all commands that have arrived. True if the worker is to leave at once.

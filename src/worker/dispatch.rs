@@ -11,7 +11,8 @@ use crate::worker::commands::queue::{Counted, ThreadCommand};
 use crate::worker::conn::receive;
 use crate::worker::conn::record::flags;
 use crate::worker::conn::table::{Conn, Pause, Phase};
-use crate::worker::conn::turn::{MOST, MOST_SHARE, READS, SHARE, UNTIMED, rest};
+use crate::worker::conn::turn::{MOST, READS, UNTIMED, rest};
+use crate::worker::connections::turn_queue::{MOST_SHARE, SHARE};
 use crate::worker::crash::signals;
 
 /// Frames with at least this many bytes left are received directly into the message buffer.

@@ -11,8 +11,9 @@
 //! - [`blocking`]: threads of blocking handlers, and the watchdog
 //! - [`topics`]: subscriptions, and messages that are published
 //! - [`listen`]: listening sockets, and the limits for what comes from there
+//! - [`connections`]: all of them, and what can be done with one without its handler
 //! - [`crash`]: code that runs in a signal handler
-//! - [`conn`]: the data of the connections, and what can be done with them without a handler
+//! - [`conn`]: the data of a connection, and the table of all
 //! - [`commands`]: from other threads to the loop
 //! - [`base`]: leaf types
 
@@ -21,6 +22,7 @@ mod base;
 mod blocking;
 mod commands;
 mod conn;
+mod connections;
 mod control;
 mod crash;
 mod dispatch;
@@ -64,11 +66,11 @@ use base::timers;
 use blocking::thread::ThreadHost;
 use blocking::watchdog::Watchdog;
 use commands::queue::CommandQueue;
-use conn::access_log::AccessLog;
-use conn::connections::{Conns, Core};
 use conn::handoff::{Arrivals, Shipment};
 use conn::handshake::Registry;
-use conn::recorder::Recorder;
+use connections::access_log::AccessLog;
+use connections::recorder::Recorder;
+use connections::{Conns, Core};
 use crash::report::Collector;
 use crash::rescue::{self, RescueContext};
 use crash::{start, traps};

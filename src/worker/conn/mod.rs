@@ -1,31 +1,18 @@
-//! The data of one connection, the table of all, and what can be done with them without a handler.
+//! The data of one connection, and the table of all.
 
-pub mod access_log;
-pub mod broadcasting;
 pub mod channel;
-pub mod closing;
-pub mod connections;
-pub mod contexts;
 pub mod extents;
-pub mod gathering;
 pub mod handler_timers;
 pub mod handoff;
 pub mod handshake;
 pub mod info;
-pub mod listing;
-pub mod memory;
 pub mod open;
-pub mod output;
 pub mod owned;
 pub mod rate_limit;
-pub mod read_control;
 pub mod receive;
 pub mod receive_budget;
 pub mod record;
-pub mod recorder;
 pub mod request;
 pub mod send_queue;
-pub mod sending;
 pub mod table;
-pub mod transcript;
 pub mod turn;

@@ -10,8 +10,8 @@ use std::cell::RefCell;
 
 use crate::fleet::memory::breakers::Breakers;
 use crate::http::Site;
-use crate::worker::conn::connections::Conns;
 use crate::worker::conn::handshake::Registry;
+use crate::worker::connections::Conns;
 use crate::worker::handshake::authentication::Logins;
 use crate::worker::handshake::breaker_probe::RunningProbe;
 use crate::worker::host::handlers::Handlers;

@@ -19,7 +19,7 @@ use crate::fleet::sockets::control::Report;
 use crate::log::{Level, write_for_handler};
 use crate::proto::ws::deflate::negotiate;
 use crate::worker::base::metrics::Timing;
-use crate::worker::conn::connections::Conns;
+use crate::worker::connections::Conns;
 use crate::worker::crash::modules::Modules;
 use crate::worker::crash::report::Collector;
 use crate::worker::crash::signals;

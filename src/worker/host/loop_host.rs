@@ -12,12 +12,12 @@ use crate::ffi::host::{ABSENT, ConnectionInfo, Host, Payload, Task, User};
 use crate::fleet::memory::current_call::CurrentCall;
 use crate::proto::ws::close;
 use crate::worker::conn::channel::PeerClose;
-use crate::worker::conn::connections::Conns;
 use crate::worker::conn::handler_timers::{HandlerTimers, OF_A_CONNECTION};
 use crate::worker::conn::handshake::{Handshake, Registry};
 use crate::worker::conn::info::{Info, Stage};
-use crate::worker::conn::sending::message_kind;
 use crate::worker::conn::table::Phase;
+use crate::worker::connections::Conns;
+use crate::worker::connections::sending::message_kind;
 
 pub struct LoopHost {
     pub conns: &'static Conns,

@@ -8,7 +8,7 @@ use std::cell::RefCell;
 
 use crate::worker::base::complaints::Complaints;
 use crate::worker::blocking::thread::ThreadHost;
-use crate::worker::conn::connections::Conns;
+use crate::worker::connections::Conns;
 use crate::worker::host::handlers::Handlers;
 use crate::worker::listen::admission::Admission;
 

@@ -20,7 +20,7 @@ use crate::proto::ws::connection::{Broadcast, Kind};
 use crate::time::Instant;
 use crate::worker::base::poll::{BUS, READABLE, WRITABLE};
 use crate::worker::base::progress::Progress;
-use crate::worker::conn::connections::Conns;
+use crate::worker::connections::Conns;
 use crate::worker::topics::connected::Connected;
 use crate::worker::topics::subscriptions::Subscriptions;
 use crate::worker::topics::table::{Delivered, Recipients};

@@ -9,7 +9,7 @@ use std::ops::Bound;
 
 use crate::config::TopicBounds;
 use crate::fleet::sockets::bus_wire::{Form, Request, key_of, split_key};
-use crate::worker::conn::broadcasting::Sharing;
+use crate::worker::connections::broadcasting::Sharing;
 use crate::worker::topics::topic::{Group, GroupState, Topic};
 use crate::worker::topics::travelling::{Subscription, Traveller, Travelling};
 

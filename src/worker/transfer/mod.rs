@@ -15,8 +15,8 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use crate::worker::base::progress::Progress;
-use crate::worker::conn::connections::Conns;
 use crate::worker::conn::handoff::Shipment;
+use crate::worker::connections::Conns;
 use crate::worker::handshake::Handshakes;
 use crate::worker::host::handlers::Handlers;
 use crate::worker::session::Session;

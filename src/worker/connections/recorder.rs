@@ -15,9 +15,9 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::fleet::sockets::datagram;
 use crate::time::Instant;
-use crate::worker::conn::connections::Conns;
 use crate::worker::conn::request::Request;
-use crate::worker::conn::transcript::{Name, Script};
+use crate::worker::connections::Conns;
+use crate::worker::connections::transcript::{Name, Script};
 
 /// What goes in a datagram; bytes.
 const LONGEST: usize = 64 << 10;

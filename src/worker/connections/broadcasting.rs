@@ -8,9 +8,9 @@ use rustix::net::{SendFlags, send};
 
 use crate::proto::ws::connection::{Broadcast, Kind, SendError, SharedFrame};
 use crate::worker::base::poll::WRITABLE;
-use crate::worker::conn::connections::{Conns, Core};
-use crate::worker::conn::sending::counted_of;
 use crate::worker::conn::table::Phase;
+use crate::worker::connections::sending::counted_of;
+use crate::worker::connections::{Conns, Core};
 
 /// What became of a message on one of the connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

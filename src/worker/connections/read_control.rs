@@ -2,9 +2,9 @@
 //! that.
 
 use crate::worker::base::poll::{ARRIVALS, READABLE, WRITABLE};
-use crate::worker::conn::connections::Conns;
 use crate::worker::conn::table::{Conn, Pause};
 use crate::worker::conn::turn::QUEUED;
+use crate::worker::connections::Conns;
 
 impl Conns {
     pub fn pause(&self, id: u64, reason: Pause) {

@@ -9,10 +9,10 @@ use crate::ffi::host::Payload;
 use crate::fleet::memory::counters::handler::HandlerCounters;
 use crate::proto::ws::connection::{Connection, Io, Kind, Send, SendError};
 use crate::worker::commands::queue::{Counted, ThreadCommand, cost};
-use crate::worker::conn::connections::{Conns, Core};
 use crate::worker::conn::record::{Record, flags};
 use crate::worker::conn::send_queue::{SendQueue, Size};
 use crate::worker::conn::table::{Conn, Phase};
+use crate::worker::connections::{Conns, Core};
 
 /// Payloads from this size on are written from where they lie instead of being
 /// gathered with others.

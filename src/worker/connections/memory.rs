@@ -3,10 +3,10 @@
 use crate::proto::ws::connection::Event;
 use crate::time::Instant;
 use crate::worker::base::heap;
-use crate::worker::conn::connections::{Conns, Core};
 use crate::worker::conn::open::Open;
 use crate::worker::conn::receive_budget::BudgetDecision;
 use crate::worker::conn::table::{Conn, Pause};
+use crate::worker::connections::{Conns, Core};
 
 /// RFC 6455 7.4, registered by IANA: Try Again Later.
 const TRY_AGAIN_LATER: u16 = 1013;

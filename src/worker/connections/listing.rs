@@ -13,8 +13,8 @@ use crate::ctl::request::{Id, MAX_BYTES as MAX_FILTER};
 use crate::fleet::memory::scoreboard::Place;
 use crate::fleet::sockets::control::Report;
 use crate::time::Instant;
-use crate::worker::conn::connections::{Conns, Core};
 use crate::worker::conn::table::Phase;
+use crate::worker::connections::{Conns, Core};
 
 /// Most connections in a list.
 const MAX_LINES: usize = 20_000;

@@ -1,6 +1,20 @@
 //! The connections of a worker and what each waits for. Every operation on a connection that needs no handler is a
 //! method here; calls that are due to handlers are collected in [`Core`] and made by `session`.
 
+pub mod access_log;
+pub mod broadcasting;
+pub mod closing;
+pub mod contexts;
+pub mod gathering;
+pub mod listing;
+pub mod memory;
+pub mod output;
+pub mod read_control;
+pub mod recorder;
+pub mod sending;
+pub mod transcript;
+pub mod turn_queue;
+
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
@@ -22,19 +36,19 @@ use crate::worker::base::poll::Poll;
 use crate::worker::base::presence::Presence;
 use crate::worker::base::timers::{Tick, Timers};
 use crate::worker::commands::queue::{CommandQueue, ThreadCommand};
-use crate::worker::conn::access_log::AccessLog;
-use crate::worker::conn::broadcasting::SharedFrames;
 use crate::worker::conn::channel::ThreadChannel;
-use crate::worker::conn::contexts::Contexts;
-use crate::worker::conn::gathering::Gathered;
 use crate::worker::conn::open::Open;
 use crate::worker::conn::receive_budget::ReceiveBudget;
 use crate::worker::conn::record::Record;
-use crate::worker::conn::recorder::Recorder;
 use crate::worker::conn::send_queue::QueuePool;
-use crate::worker::conn::sending::counted_of;
 use crate::worker::conn::table::{Conn, PartialHead, Table};
-use crate::worker::conn::turn::TurnQueue;
+use crate::worker::connections::access_log::AccessLog;
+use crate::worker::connections::broadcasting::SharedFrames;
+use crate::worker::connections::contexts::Contexts;
+use crate::worker::connections::gathering::Gathered;
+use crate::worker::connections::recorder::Recorder;
+use crate::worker::connections::sending::counted_of;
+use crate::worker::connections::turn_queue::TurnQueue;
 
 /// How long the send queue may wait where no Pings say what a silent peer is.
 const STALL: Duration = Duration::from_secs(60);

@@ -11,10 +11,10 @@ use ::ws_handler::raw::*;
 use crate::proto::ws::connection::Io;
 use crate::worker::base::metrics::NO_HANDLER;
 use crate::worker::conn::channel::PeerClose;
-use crate::worker::conn::connections::Conns;
 use crate::worker::conn::open::{LastCall, Open};
-use crate::worker::conn::sending::counted_of;
 use crate::worker::conn::table::{LINGER, Pause, Phase};
+use crate::worker::connections::Conns;
+use crate::worker::connections::sending::counted_of;
 
 impl Conns {
     /// Sends a Close frame, first or as the answer. Does nothing if one was sent.

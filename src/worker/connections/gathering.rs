@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use crate::clock;
 use crate::worker::base::memory::Slots;
-use crate::worker::conn::connections::Conns;
 use crate::worker::conn::record::flags;
+use crate::worker::connections::Conns;
 
 /// Most bytes of a reply that waits.
 const MOST: usize = 4096;

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use crate::fleet::sockets::facts::GatewayFacts;
 use crate::http::{Body, Response};
-use crate::worker::conn::connections::Conns;
 use crate::worker::conn::extents::Extents;
 use crate::worker::conn::record::{Record, flags};
 use crate::worker::conn::send_queue::Size;
 use crate::worker::conn::table::{Conn, FileBody, LINGER, Pause, Phase};
+use crate::worker::connections::Conns;
 
 /// Most bytes in the send queue of a connection that moves with them.
 const UNSENT: usize = 16 * 1024;
