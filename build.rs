@@ -52,7 +52,9 @@ fn list_the_crate() -> Result<(), String> {
     let mut names = names.collect::<io::Result<Vec<String>>>().map_err(cannot)?;
     names.push("Cargo.toml".to_owned());
     names.sort();
-    let pair = |name: &String| format!("({name:?}, include_str!({:?})),\n", root.join(name));
+    // A checkout may be moved, and its target directory with it.
+    let text_of = |name: &String| format!("concat!(env!(\"CARGO_MANIFEST_DIR\"), \"/include/rust/{name}\")");
+    let pair = |name: &String| format!("({name:?}, include_str!({})),\n", text_of(name));
     let list: String = names.iter().map(pair).collect();
     fs::write(path_of("OUT_DIR")?.join("ws_handler_crate.rs"), format!("&[\n{list}]\n")).map_err(cannot)
 }
