@@ -94,8 +94,8 @@ impl Tracer {
         assert!(stopped, "the worker must not end: {status:?}");
     }
 
-    /// The turn that answers, and lets go of the event loop. None if it does more than to receive and send, once each.
-    fn answer(self) -> Option<Turn> {
+    /// The next turn that answers. None if it does more than to receive and send, once each.
+    fn answer(&self) -> Option<Turn> {
         let (mut turn, mut calls) = (Turn::default(), Vec::new());
         let (mut in_handler, mut handler_stack) = (false, 0);
         loop {
@@ -117,6 +117,8 @@ impl Tracer {
                     Some(_) => &mut turn.rest,
                 } += 1;
             }
+            ptrace::step(self.thread, None).unwrap();
+            self.wait();
             match call {
                 Some(EPOLL_WAIT) if calls.contains(&SENDTO) => {
                     return (calls == [RECVFROM, SENDTO]).then_some(turn);
@@ -124,8 +126,6 @@ impl Tracer {
                 Some(EPOLL_WAIT) => (turn, calls) = (Turn::default(), Vec::new()),
                 _ => calls.extend(call),
             }
-            ptrace::step(self.thread, None).unwrap();
-            self.wait();
         }
     }
 }
@@ -147,7 +147,7 @@ fn the_echo_of_20_bytes_costs_no_more_instructions_than_it_did() {
     let mut server = Server::start(&dir, &["--workers", "1"]);
     let mut client = Raw::open(&server.address(), "/echo");
     let message = frame(0x82, &[b'x'; 20]);
-    let mut exchange = |tracer: Option<Tracer>, depth: u64| {
+    let mut exchange = |tracer: Option<&Tracer>, depth: u64| {
         client.send(&message.repeat(depth as usize));
         let turn = tracer.and_then(Tracer::answer);
         for _ in 0..depth {
@@ -159,11 +159,12 @@ fn the_echo_of_20_bytes_costs_no_more_instructions_than_it_did() {
         exchange(None, 1);
         exchange(None, DEPTH);
     }
-    let worker = server.worker();
-    let mut measure = |depth| exchange(Some(Tracer::attach(worker, "echo_wsh.so")), depth);
+    let tracer = Tracer::attach(server.worker(), "echo_wsh.so");
+    let mut measure = |depth| exchange(Some(&tracer), depth);
     // Reading the clock can take a second try, so the minimum counts.
-    let mut least = |depth| (0..5).filter_map(|_| measure(depth)).min_by_key(Turn::sum).expect("a turn");
+    let mut least = |depth| (0..15).filter_map(|_| measure(depth)).min_by_key(Turn::sum).expect("a turn");
     let (alone, many) = (least(1), least(DEPTH));
+    drop(tracer);
     drop(client);
     server.stop();
 
