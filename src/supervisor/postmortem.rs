@@ -158,7 +158,7 @@ impl Supervisor {
 
     /// Writes the records of crashes that are not written yet: one process for all of them.
     pub(super) fn write_records(&mut self) {
-        if self.is_out(WRITING) || self.postmortem.records.is_empty() {
+        if self.postmortem.records.is_empty() || self.is_out(WRITING) {
             return;
         }
         let records = std::mem::take(&mut self.postmortem.records);
